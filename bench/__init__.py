@@ -1,0 +1,1 @@
+"""Measurements of ttc_kernels and ttc_runtime beside their floors and their peers."""

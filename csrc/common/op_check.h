@@ -1,0 +1,75 @@
+// What the op.cpp files share: argument checks with values in them, and torch's threads.
+//
+// A failed check throws std::invalid_argument, which reaches Python as ValueError.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "common/convert.h"
+#include "common/parallel.h"
+
+namespace ttc {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void torch_parallel_for(int64_t begin, int64_t end, int64_t grain, const RangeFn& fn) {
+  torch::stable::parallel_for(begin, end, grain, fn);
+}
+
+template <typename... Parts>
+void require(bool ok, const Parts&... parts) {
+  if (ok) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::invalid_argument(message.str());
+}
+
+// "[3, 4] int32 on cpu"
+inline std::string describe(const Tensor& tensor) {
+  std::ostringstream out;
+  out << "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) out << (i > 0 ? ", " : "") << tensor.size(i);
+  out << "] " << torch::headeronly::toString(tensor.scalar_type());
+  out << (tensor.is_cpu() ? " on cpu" : " not on cpu");
+  return out.str();
+}
+
+inline constexpr int64_t kAnySize = -1;
+
+// "merge_states: lses must be a contiguous [2, 5, 8] Float tensor on cpu, got ...".
+inline void require_tensor(const char* op, const char* name, const Tensor& tensor, ScalarType dtype,
+                           std::initializer_list<int64_t> shape) {
+  bool ok = tensor.is_cpu() && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
+            tensor.dim() == static_cast<int64_t>(shape.size());
+  std::string expected;
+  int64_t dim = 0;
+  for (const int64_t size : shape) {
+    ok = ok && (size == kAnySize || tensor.size(dim) == size);
+    expected += dim++ > 0 ? ", " : "";
+    expected += size == kAnySize ? "any" : std::to_string(size);
+  }
+  require(ok, op, ": ", name, " must be a contiguous [", expected, "] ",
+          torch::headeronly::toString(dtype), " tensor on cpu, got ", describe(tensor));
+}
+
+inline Dtype float_dtype(const char* op, const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Half: return Dtype::kFloat16;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    default:
+      require(false, op, ": ", name, " must be float32, float16 or bfloat16, got ",
+              describe(tensor));
+      return Dtype::kFloat32;
+  }
+}
+
+}  // namespace ttc

@@ -1,0 +1,27 @@
+// Every op's schema, in one place. Each folder's op.cpp registers its CPU implementation.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(ttc_kernels, m) {
+  m.def("write_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots) -> ()");
+  m.def("copy_pages(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor copies) -> ()");
+  m.def(
+      "tree_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor plan, float sm_scale, "
+      "float logits_soft_cap, Tensor(a!) out, Tensor(b!) lse) -> ()");
+  m.def("tree_attention_cpu_isa(ScalarType dtype) -> str");
+  m.def("merge_states(Tensor outs, Tensor lses) -> (Tensor, Tensor)");
+  m.def(
+      "score_steps(Tensor hidden, Tensor rows, str kind, Tensor[] weights, Tensor? norm_weight, "
+      "float norm_eps) -> Tensor");
+  m.def(
+      "row_descriptor(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p) "
+      "-> Tensor");
+  m.def("sample_tokens(Tensor logits, Tensor desc, Tensor seeds, Tensor positions) -> Tensor");
+}
+
+// An empty Python module: importing it loads the library, whose static initialisers register the ops.
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
+                               nullptr,               nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,44 @@
+// The seam between the scheduler (cpu.cpp) and the per-instruction-set files that include cpu_tile.h.
+#pragma once
+
+#include "tree_attention/params.h"
+
+namespace ttc {
+
+constexpr int kTileKeys = 128;  // keys handled at once; divides the planner's deterministic chunk
+constexpr int kMaxTileRows = 128;  // query rows of a unit, all its KV heads together; a GQA group may exceed it
+constexpr int kMaxTileHeads = 8;   // KV heads of a unit
+
+// Packed keys, or values, of one KV head in 32-bit elements, with room for the panels' padding.
+constexpr int64_t packed_head(int64_t dim) { return (kTileKeys + 16) * (dim + 16); }
+
+// One worker's memory, all 64-byte aligned.
+struct TileScratch {
+  void *q, *k, *v, *p;  // packed operands
+  float *s, *o, *m, *l, *alpha;
+  int64_t *lo, *hi;
+};
+
+struct TileArgs {
+  const TreeAttentionParams* params;
+  const PlanView* plan;
+  const WorkItem* item;
+  int32_t kv_head, num_heads;  // the unit's KV heads
+  TileScratch scratch;
+  float* partial_out;  // [partials, Hq, D], not normalised
+  float* partial_ml;   // [partials, Hq, 2]: maximum (base 2) and sum
+};
+
+struct CpuKernels {
+  const char* isa;  // nullptr: not in this build
+  void (*tile)(const TileArgs& args);
+  void (*prefetch)(const TileArgs& args);
+  void (*merge)(const TileArgs& args, int64_t index);
+};
+
+CpuKernels kernels_avx512bf16(Dtype dtype);
+CpuKernels kernels_avx512(Dtype dtype);
+CpuKernels kernels_avx2(Dtype dtype);
+CpuKernels kernels_portable(Dtype dtype);
+
+}  // namespace ttc

@@ -1,0 +1,280 @@
+#if defined(__GNUC__) && !defined(__clang__)
+// A comparison may be evaluated where its result is not needed. Without this promise that floating
+// point exceptions go unobserved, GCC leaves every loop with a select in it scalar.
+#pragma GCC optimize("no-trapping-math", "no-math-errno")
+// GCC 12 warns inside its own AVX-512 header (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "verify/row_kernels.h"
+#include "verify/verify.h"
+
+namespace ttc {
+
+namespace {
+
+struct RowKernels {
+  RowMax (*find_max)(const float*, int64_t);
+  void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
+  void (*assign_bins)(const float*, int64_t, float, float, int32_t, int32_t*);
+  KeptSums (*sum_kept)(const float*, int64_t, float, float, float, int32_t);
+  int64_t (*race_row)(const SampleArgs&, const float*, int64_t, int64_t);
+};
+
+#define TTC_ROW_KERNELS(SUFFIX, TARGET, PHILOX_BLOCK)                                            \
+  TARGET RowMax find_max_##SUFFIX(const float* row, int64_t n) { return find_max(row, n); }      \
+  TARGET void fixed_weights_##SUFFIX(const float* row, int64_t n, float max, float inv,          \
+                                     int64_t* weights) {                                         \
+    fixed_weights(row, n, max, inv, weights);                                                    \
+  }                                                                                              \
+  TARGET void assign_bins_##SUFFIX(const float* row, int64_t n, float max, float scale,          \
+                                   int32_t last, int32_t* bins) {                                \
+    assign_bins(row, n, max, scale, last, bins);                                                 \
+  }                                                                                              \
+  TARGET KeptSums sum_kept_##SUFFIX(const float* row, int64_t n, float max, float inv,           \
+                                    float pivot, int32_t tie_end) {                              \
+    return sum_kept(row, n, max, inv, pivot, tie_end);                                           \
+  }                                                                                              \
+  TARGET int64_t race_row_##SUFFIX(const SampleArgs& args, const float* row, int64_t n,          \
+                                   int64_t argmax) {                                             \
+    return race_row<PHILOX_BLOCK>(args, row, n, argmax);                                         \
+  }                                                                                              \
+  constexpr RowKernels k##SUFFIX##Kernels = {find_max_##SUFFIX, fixed_weights_##SUFFIX,          \
+                                             assign_bins_##SUFFIX, sum_kept_##SUFFIX,            \
+                                             race_row_##SUFFIX};
+
+void philox_block_portable(const PhiloxStream& stream, int64_t first, uint32_t* random) {
+  philox_block(stream, first, random);
+}
+TTC_ROW_KERNELS(Portable, , philox_block_portable)
+#if TTC_X86
+TTC_TARGET_AVX2 void philox_block_avx2(const PhiloxStream& stream, int64_t first,
+                                       uint32_t* random) {
+  philox_block(stream, first, random);
+}
+TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, philox_block_avx2)
+TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, philox_block_avx512)
+#endif
+
+const RowKernels& row_kernels() {
+#if TTC_X86
+  if (cpu_isa() == Isa::kAvx512) return kAvx512Kernels;
+  if (cpu_isa() == Isa::kAvx2) return kAvx2Kernels;
+#endif
+  return kPortableKernels;
+}
+
+// The row as fp32: itself, or widened into `buffer`.
+const float* fp32_row(const LogitRows& logits, int64_t r, std::vector<float>& buffer) {
+  const char* row = logits.data + r * logits.stride;
+  if (logits.dtype == Dtype::kFloat32) return reinterpret_cast<const float*>(row);
+  buffer.resize(logits.vocab_size);
+  widen(logits.dtype, row, logits.vocab_size, buffer.data());
+  return buffer.data();
+}
+
+// Where the tokens kept by a filter end, in order of falling logit, ties to the lower index.
+struct Cut {
+  float pivot = -std::numeric_limits<float>::max();  // everything but -inf
+  int32_t tie_end = std::numeric_limits<int32_t>::max();
+};
+
+// Exact top-k and top-p without sorting the row: a histogram over the logits finds the bin in which
+// the cut lies, and only the tokens of that bin are sorted.
+class Selection {
+ public:
+  Selection(const RowKernels& kernels, const float* row, int64_t n, float max,
+            float inv_temperature)
+      : kernels_(kernels), row_(row), n_(n), max_(max), inv_(inv_temperature), bins_(kNumBins) {
+    for_chunks([&](int64_t begin, int64_t count) {
+      kernels_.fixed_weights(row_ + begin, count, max_, inv_, weights_);
+      for (int64_t i = 0; i < count; ++i) {
+        bins_[chunk_[i]].mass += weights_[i];
+        ++bins_[chunk_[i]].count;
+      }
+    });
+    for (const Bin& bin : bins_) total_ += bin.mass;
+  }
+
+  // Keeps k tokens; their mass replaces the total that top_p refers to.
+  Cut top_k(int64_t k) {
+    Bin before;
+    int32_t b = 0;
+    while (before.count + bins_[b].count < k) before += bins_[b++];
+    const std::vector<Candidate> candidates = sorted_bin(b);
+    int64_t mass = before.mass;
+    size_t last = 0;
+    for (int64_t count = before.count + 1;; ++count, ++last) {
+      mass += fixed_weight(candidates[last].logit, max_, inv_);
+      if (count == k) break;
+    }
+    total_ = mass;
+    return cut_after(candidates[last]);
+  }
+
+  // Keeps the shortest prefix with at least this share of the total.
+  Cut top_p(float share) {
+    const double wanted = std::ceil(static_cast<double>(share) * static_cast<double>(total_));
+    const int64_t target = std::clamp<int64_t>(static_cast<int64_t>(wanted), 1, total_);
+    Bin before;
+    int32_t b = 0;
+    while (before.mass + bins_[b].mass < target) before += bins_[b++];
+    const std::vector<Candidate> candidates = sorted_bin(b);
+    int64_t mass = before.mass;
+    size_t last = 0;
+    for (;; ++last) {
+      mass += fixed_weight(candidates[last].logit, max_, inv_);
+      if (mass >= target) break;
+    }
+    return cut_after(candidates[last]);
+  }
+
+ private:
+  static constexpr int32_t kNumBins = 2048;   // 32 KiB, to stay in the first-level cache
+  static constexpr float kBinsPerNat = 32.0f;  // the last bin begins where weights are below 2^-40
+  static constexpr int64_t kChunk = 512;
+
+  struct Bin {
+    int64_t mass = 0;
+    int64_t count = 0;
+    void operator+=(const Bin& other) {
+      mass += other.mass;
+      count += other.count;
+    }
+  };
+
+  struct Candidate {
+    float logit;
+    int32_t index;
+  };
+
+  template <typename Body>
+  void for_chunks(const Body& body) {
+    // Held back so that a temperature near the smallest float cannot give 0 * inf.
+    const float scale = std::min(inv_, 1e30f) * kBinsPerNat;
+    for (int64_t begin = 0; begin < n_; begin += kChunk) {
+      const int64_t count = std::min(kChunk, n_ - begin);
+      kernels_.assign_bins(row_ + begin, count, max_, scale, kNumBins - 1, chunk_);
+      body(begin, count);
+    }
+  }
+
+  std::vector<Candidate> sorted_bin(int32_t bin) {
+    std::vector<Candidate> candidates;
+    candidates.reserve(bins_[bin].count);
+    for_chunks([&](int64_t begin, int64_t count) {
+      for (int64_t i = 0; i < count; ++i) {
+        if (chunk_[i] != bin) continue;
+        candidates.push_back({row_[begin + i], static_cast<int32_t>(begin + i)});
+      }
+    });
+    std::stable_sort(candidates.begin(), candidates.end(),
+                     [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; });
+    return candidates;
+  }
+
+  static Cut cut_after(const Candidate& last) {
+    if (last.logit == -std::numeric_limits<float>::infinity()) return Cut{};
+    return {last.logit, last.index + 1};
+  }
+
+  const RowKernels& kernels_;
+  const float* row_;
+  int64_t n_;
+  float max_;
+  float inv_;
+  std::vector<Bin> bins_;
+  int64_t total_ = 0;
+  int32_t chunk_[kChunk];
+  int64_t weights_[kChunk];
+};
+
+Cut narrower(const Cut& a, const Cut& b) {
+  if (a.pivot != b.pivot) return a.pivot > b.pivot ? a : b;
+  return a.tie_end < b.tie_end ? a : b;
+}
+
+void describe_row(const RowDescriptorParams& p, int64_t r, const float* row, float* desc) {
+  const int64_t n = p.logits.vocab_size;
+  const RowKernels& kernels = row_kernels();
+  const float temperature = p.temperature[r];
+  const RowMax top = kernels.find_max(row, n);
+  std::fill_n(desc, kDescriptorColumns, 0.0f);
+  desc[kTemperature] = temperature;
+  desc[kArgmax] = static_cast<float>(top.argmax);
+  desc[kMax] = top.max;
+  if (top.argmax < 0) {
+    desc[kPivot] = std::numeric_limits<float>::infinity();
+    desc[kLogZ] = desc[kLogZAll] = desc[kMax] = std::numeric_limits<float>::quiet_NaN();
+    return;
+  }
+  if (temperature == 0.0f) {
+    desc[kPivot] = top.max;
+    desc[kTieEnd] = static_cast<float>(top.argmax + 1);
+    desc[kNumKept] = 1.0f;
+    return;
+  }
+  const float inv = 1.0f / temperature;
+  Cut cut;
+  const bool use_top_k = p.top_k[r] > 0 && p.top_k[r] < n;
+  if (use_top_k || p.top_p[r] < 1.0f) {
+    Selection selection(kernels, row, n, top.max, inv);
+    if (use_top_k) cut = selection.top_k(p.top_k[r]);
+    if (p.top_p[r] < 1.0f) cut = narrower(cut, selection.top_p(p.top_p[r]));
+  }
+  if (p.min_p[r] > 0.0f) {
+    // p >= min_p * p_max, as a bound on the logit. It is the same operations everywhere, and keeps
+    // all equal logits or none.
+    const float least = std::max(p.min_p[r], std::numeric_limits<float>::min());
+    Cut bound;
+    bound.pivot = top.max + temperature * log_fp32(least);
+    cut = narrower(cut, bound);
+  }
+  const KeptSums sums = kernels.sum_kept(row, n, top.max, inv, cut.pivot, cut.tie_end);
+  desc[kPivot] = cut.pivot;
+  desc[kTieEnd] = static_cast<float>(std::min<int64_t>(cut.tie_end, n));
+  desc[kLogZ] = static_cast<float>(std::log(static_cast<double>(sums.mass) / kFixedOne));
+  desc[kNumKept] = static_cast<float>(sums.count);
+  desc[kLogZAll] = static_cast<float>(std::log(static_cast<double>(sums.mass_all) / kFixedOne));
+}
+
+int32_t sample_row(const SampleTokensParams& p, int64_t r, std::vector<float>& buffer) {
+  const float* desc = p.descriptors + r * kDescriptorColumns;
+  const auto argmax = static_cast<int32_t>(desc[kArgmax]);
+  if (argmax < 0 || desc[kTemperature] == 0.0f) return argmax;
+  SampleArgs args;
+  args.stream =
+      philox_stream(static_cast<uint64_t>(p.seeds[r]), static_cast<uint64_t>(p.positions[r]),
+                    RandomDomain::kTarget, 0);
+  args.max = desc[kMax];
+  args.inv_temperature = 1.0f / desc[kTemperature];
+  args.pivot = desc[kPivot];
+  args.tie_end = static_cast<int32_t>(desc[kTieEnd]);
+  const float* row = fp32_row(p.logits, r, buffer);
+  return static_cast<int32_t>(row_kernels().race_row(args, row, p.logits.vocab_size, argmax));
+}
+
+}  // namespace
+
+void row_descriptor(const RowDescriptorParams& p, ParallelFor parallel_for) {
+  parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> buffer;
+    for (int64_t r = begin; r < end; ++r) {
+      describe_row(p, r, fp32_row(p.logits, r, buffer), p.descriptors + r * kDescriptorColumns);
+    }
+  });
+}
+
+void sample_tokens(const SampleTokensParams& p, ParallelFor parallel_for) {
+  parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> buffer;
+    for (int64_t r = begin; r < end; ++r) p.tokens[r] = sample_row(p, r, buffer);
+  });
+}
+
+}  // namespace ttc

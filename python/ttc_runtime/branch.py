@@ -1,0 +1,128 @@
+"""Branches: the handles that strategies fork, extend, score and free."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from ttc_runtime.sequence import Sequence
+
+if TYPE_CHECKING:
+    from ttc_runtime.search import Search
+
+FINISHED = frozenset({"eos", "stop", "length", "context", "budget"})
+"""Stop reasons after which a branch grows no further; the others are None and ``step``."""
+
+
+def branch_seed(seed: int, problem: str, path: tuple[int, ...]) -> int:
+    """Random seed of a branch: of the run, the problem's text and the path from the root alone.
+
+    >>> branch_seed(0, "1+1=", (3,)) == branch_seed(0, "1+1=", (3,))
+    True
+    """
+    text = f"{seed}/{'.'.join(map(str, path))}/{problem}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class Branch:
+    """One path of a search tree.
+
+    parent: the branch it was forked from, None for the root, which holds the prompt. path: child
+    numbers from the root. seed: its own random seed. stop_reason: None while it can grow, ``step``
+    at the end of a step, or ``eos``, ``stop`` (a stop string), ``length`` (max_tokens), ``context``
+    (the model's longest input), ``budget``. steps: texts of its closed steps. step_scores: the
+    reward model's score of each scored step. logprobs: of each generated token under the
+    distribution it was drawn from.
+    """
+
+    __slots__ = ("search", "parent", "path", "seed", "sequence", "stop_reason", "freed", "children",
+                 "steps", "step_starts", "step_scores", "reward", "reward_ends", "logprobs")
+
+    def __init__(self, search: Search, tokens: list[int], parent: Branch | None = None,
+                 path: tuple[int, ...] = ()) -> None:
+        self.search, self.parent, self.path = search, parent, path
+        self.seed = branch_seed(search.seed, search.problem, path)
+        self.sequence = Sequence(tokens, search.policy_ledger, parent and parent.sequence)
+        self.stop_reason: str | None = None
+        self.freed = False
+        self.children: list[Branch] = []
+        self.reward: Sequence | None = None
+        self.reward_ends: list[int] = []  # reward tokens up to the prompt's end and each step's
+        if parent is None:
+            self.steps, self.step_starts, self.logprobs = [], [len(tokens)], []
+            self.step_scores: list[float] = []
+        else:
+            self.steps, self.step_starts = parent.steps[:], parent.step_starts[:]
+            self.logprobs, self.step_scores = parent.logprobs[:], parent.step_scores[:]
+
+    @property
+    def tokens(self) -> list[int]:
+        """Generated token ids, the prompt's left out."""
+        return self.sequence.tokens[self.search.prompt_tokens:]
+
+    @property
+    def text(self) -> str:
+        """Generated text, without special tokens."""
+        return self.search.policy.decode(self.tokens)
+
+    @property
+    def finished(self) -> bool:
+        return self.stop_reason in FINISHED
+
+    def fork(self, n: int) -> list[Branch]:
+        """`n` children that continue this branch's text, each with a seed of its own.
+
+        Shares all KV; a token of the parent that is still to be run is run once for all of them.
+        """
+        self._check_usable("fork")
+        if not isinstance(n, int) or n < 1:
+            raise ValueError(f"Branch.fork: n must be an integer >= 1, got {n!r}")
+        first = len(self.children)
+        kids = [Branch(self.search, self.sequence.tokens[:], self, (*self.path, first + i))
+                for i in range(n)]
+        self.children += kids
+        return kids
+
+    def extend(self, text: str) -> None:
+        """Append given text, as if it had been generated; it reopens a finished branch.
+
+        The text counts as prompt in `Usage`.
+        """
+        self._check_usable("extend")
+        tokens = self.search.policy.encode(text)
+        if tokens:
+            self.sequence.tokens += tokens
+            self.logprobs += [0.0] * len(tokens)
+            self.sequence.logits = None
+            self.search.usage.prompt += len(tokens)
+            self.stop_reason = None
+
+    def free(self) -> None:
+        """Give up the pages. The text and scores stay readable; children are not affected."""
+        self._check_usable("free")
+        self.search.release(self)
+        self.freed = True
+
+    def close_step(self, *, at_end: bool = False) -> bool:
+        """Close the step that the tokens since the last one hold, if it is complete.
+
+        at_end: whatever text is left is a step, since no more will come.
+        """
+        start = self.step_starts[-1]
+        text = self.search.policy.decode(self.sequence.tokens[start:])
+        body = text.lstrip()
+        if not body or not (at_end or self.search.separator in body):
+            return False
+        self.steps.append(text)
+        self.step_starts.append(len(self.sequence.tokens))
+        return True
+
+    def _check_usable(self, operation: str) -> None:
+        if self.freed:
+            raise ValueError(f"Branch.{operation}: branch {self.path} was freed")
+        if self.search.is_running(self):
+            raise ValueError(f"Branch.{operation}: branch {self.path} is being generated or scored")
+
+    def __repr__(self) -> str:
+        return (f"Branch(path={self.path}, tokens={len(self.tokens)}, steps={len(self.steps)}, "
+                f"stop_reason={self.stop_reason!r})")

@@ -1,0 +1,137 @@
+"""The command ``ttc``."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+app = typer.Typer(help="Test-time search over kernels that share every prefix.",
+                  no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+_out = Console()
+_err = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point: errors a user can cause are one line, not a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, OSError) as error:
+        _err.print(f"ttc: {error}", style="red", markup=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def progress_bar() -> Progress:
+    """The bar of every command that solves problems."""
+    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                    TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+                    console=_err)
+
+
+def make_strategy(name: str, n: int, sampling):
+    """A strategy from its command line name. Raises ValueError for an unknown one."""
+    from ttc_runtime.strategies import STRATEGIES
+
+    if name not in STRATEGIES:
+        raise ValueError(f"--strategy: expected one of {', '.join(STRATEGIES)}, got {name!r}")
+    kind = STRATEGIES[name]
+    return kind(sampling=sampling) if name == "greedy" else kind(n, sampling=sampling)
+
+
+@app.command()
+def solve(
+    model: Annotated[str, typer.Option(help="Policy: a local directory or zoo:NAME.")],
+    problems: Annotated[str, typer.Option(help="Problems, one JSON object a line, or zoo:NAME.")],
+    out: Annotated[str, typer.Option(help="Results, one JSON object a line; resumed if there.")],
+    reward: Annotated[str | None, typer.Option(help="Reward model.")] = None,
+    strategy: Annotated[str, typer.Option(help="greedy, self_consistency, ...")] = "best_of_n",
+    n: Annotated[int, typer.Option(help="Completions a problem.")] = 16,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many problems.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep so many tokens, 0 = all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep this much probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop below this share of the best.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest completion.")] = 2048,
+    tokens: Annotated[int | None, typer.Option(help="Budget a problem: tokens.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Budget a problem: completions.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Budget a problem: seconds.")] = None,
+    step_separator: Annotated[str | None, typer.Option(help="Text closing a step.")] = None,
+    kv_memory: Annotated[str, typer.Option(help="Memory of the KV caches.")] = "1GiB",
+    page_size: Annotated[int, typer.Option(help="Tokens to a page.")] = 16,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    deterministic: Annotated[bool, typer.Option(help="Same tree whatever runs beside.")] = True,
+) -> None:
+    """Solve a file of problems; a run that was interrupted goes on where it stopped."""
+    from ttc_runtime import Budget, Engine, SamplingParams
+    from ttc_runtime.records import ResultWriter, read_problems
+    from ttc_runtime.report import summary
+
+    sampling = SamplingParams(temperature, top_k, top_p, min_p, max_tokens)
+    plan = make_strategy(strategy, n, sampling)
+    budget = Budget(tokens=tokens, samples=samples, seconds=seconds)
+    read = read_problems(problems, limit)
+    for message in read.errors:
+        _err.print(f"skipped: {message}", style="yellow", markup=False, soft_wrap=True)
+    with ResultWriter(out, strategy, seed) as writer:
+        todo = [record for record in read.records if str(record["id"]) not in writer.done]
+        if len(todo) < len(read.records):
+            _err.print(f"{len(read.records) - len(todo)} of {len(read.records)} problems are "
+                       f"in {out} already", markup=False, soft_wrap=True)
+        if todo:
+            engine = Engine.from_pretrained(
+                model, reward, device=device, dtype=dtype, kv_memory=kv_memory,
+                page_size=page_size, deterministic=deterministic, step_separator=step_separator)
+            started, results = time.monotonic(), []
+            with progress_bar() as bar:
+                row = bar.add_task(strategy, total=len(todo), note="")
+                for result in engine.stream(todo, plan, budget, seed):
+                    writer.write(result)
+                    results.append(result)
+                    bar.update(row, advance=1, note=_note(results))
+                    if result.error is not None:
+                        bar.console.print(f"problem {result.id}: {result.error}", style="red",
+                                          markup=False, soft_wrap=True)
+            _out.print(summary(results, time.monotonic() - started, f"{strategy} on {model}"))
+    if read.errors:
+        raise typer.Exit(1)
+
+
+def _note(results: list) -> str:
+    known = [result.correct for result in results if result.correct is not None]
+    return f"{100 * sum(known) / len(known):.0f} % right" if known else ""
+
+
+@app.command()
+def env() -> None:
+    """Print the report to paste into a bug report."""
+    from ttc_kernels.collect_env import main as collect
+
+    collect()
+
+
+@app.command()
+def demo(
+    n: Annotated[int, typer.Option(help="Completions a problem.")] = 16,
+    limit: Annotated[int | None, typer.Option(help="Only so many problems.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+) -> None:
+    """Solve the zoo's arithmetic with greedy, self-consistency and best-of-N, and compare."""
+    from ttc_runtime.demo import run_demo
+
+    run_demo(_out, progress_bar, n, limit, seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The engine: models, memory and the scheduler behind `solve` and `solve_all`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ttc_runtime.answers import extractor_for
+from ttc_runtime.budget import Budget
+from ttc_runtime.generation import Policy
+from ttc_runtime.models import CAUSAL_LM, PagedModel, load_tokenizer, model_directory
+from ttc_runtime.result import Result, make_result
+from ttc_runtime.rewards import RewardModel
+from ttc_runtime.scheduler import Scheduler, Task
+from ttc_runtime.scoring import Scorer
+from ttc_runtime.search import Search
+from ttc_runtime.strategies import Strategy
+
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_bytes(size: int | str) -> int:
+    """A size in bytes from a number or a text such as ``512MiB``. Raises ValueError.
+
+    >>> parse_bytes("1.5KiB")
+    1536
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)?\s*", str(size))
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"kv_memory: expected bytes or a text such as '1GiB', got {size!r}")
+    return int(float(match[1]) * _UNITS[match[2] or "B"])
+
+
+class Engine:
+    """Solves problems with a policy, and a reward model if one is given.
+
+    policy: the model that generates, its pages allocated. reward: scores its steps. extract:
+    function that takes the answer from a solution's text. max_batch: growing branches above which
+    no further problem starts. Made by `from_pretrained`.
+    """
+
+    def __init__(self, policy: Policy, reward: RewardModel | None, extract, max_batch: int) -> None:
+        self.policy, self.reward, self.extract = policy, reward, extract
+        self.scorer = Scorer(reward) if reward else None
+        self.max_batch = max_batch
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, reward: str | Path | RewardModel | None = None, draft=None, *,
+        device="auto", dtype="auto", kv_memory: int | str = "1GiB", page_size: int = 16,
+        deterministic: bool = True, row_block: int = 64, step_separator: str | None = None,
+        max_batch: int = 256,
+    ) -> Engine:
+        """Load models from local directories; the network is never asked.
+
+        model, reward: Hugging Face directories or ``zoo:NAME``, the reward also a `RewardModel`.
+        draft: must be None; speculation is not available yet. device: ``auto`` or ``cpu``. dtype:
+        ``auto`` (bfloat16 and float32 checkpoints as they are, float16 as float32 on a CPU) or a
+        torch dtype. kv_memory: bytes for the key/value caches of all models together, a number or
+        such as ``1GiB``. page_size: tokens to a page: 1, 8, 16, 32, 64 or 128. deterministic: the
+        same seed gives the same tree whatever runs beside it. row_block: rows to a matrix product
+        then. step_separator: text that closes a step, by default a newline for the zoo and a blank
+        line otherwise. max_batch: growing branches above which no further problem starts. Raises
+        ValueError naming what cannot be used.
+
+        >>> engine = Engine.from_pretrained("zoo:arith-small")         # doctest: +SKIP
+        """
+        if draft is not None:
+            raise ValueError("Engine: draft must be None; speculative decoding is not available "
+                             "yet, every strategy runs on the policy alone")
+        if max_batch < 1:
+            raise ValueError(f"Engine: max_batch must be >= 1, got {max_batch!r}")
+        is_zoo = str(model).startswith("zoo:")
+        separator = step_separator or ("\n" if is_zoo else "\n\n")
+        memory = parse_bytes(kv_memory)
+        shared = {"device": device, "dtype": dtype, "page_size": page_size,
+                  "deterministic": deterministic, "row_block": row_block}
+        path = model_directory(model)
+        paged = PagedModel(path, CAUSAL_LM, **shared)
+        tokenizer = load_tokenizer(path)
+        if reward is not None and not isinstance(reward, RewardModel):
+            reward = RewardModel.from_pretrained(reward, **shared)
+        # Both models see the same text, so each gets the same number of pages.
+        page_bytes = paged.page_bytes + (reward.model.page_bytes if reward else 0)
+        num_pages = memory // page_bytes
+        if num_pages < 1:
+            raise ValueError(f"Engine: kv_memory of {memory} bytes is less than the {page_bytes} "
+                             f"of one page of {page_size} tokens")
+        paged.allocate(num_pages)
+        if reward is not None:
+            reward.model.allocate(num_pages)
+        return cls(Policy(paged, tokenizer, separator), reward, extractor_for(str(model)),
+                   max_batch)
+
+    def solve(self, problem: str, strategy: Strategy, budget: Budget | None = None,
+              seed: int = 0) -> Result:
+        """Solve one problem.
+
+        problem: its text. strategy: such as ``BestOfN(16)``. budget: limits of the whole tree.
+        seed: of all randomness. Raises ValueError for what cannot be solved at all, such as a
+        prompt longer than the context.
+
+        >>> engine.solve("17+25*3=\\n", BestOfN(16)).answer            # doctest: +SKIP
+        '126'
+        """
+        result = next(self.stream([{"id": 0, "problem": problem}], strategy, budget, seed))
+        if result.error is not None:
+            raise ValueError(result.error)
+        return result
+
+    def solve_all(self, problems: Iterable[str | dict], strategy: Strategy,
+                  budget: Budget | None = None, seed: int = 0,
+                  progress: bool = False) -> list[Result]:
+        """Solve many problems together; results in the problems' order.
+
+        problems: texts, or dicts with ``problem`` and optionally ``id`` and ``answer``. budget: of
+        each problem. progress: show a bar. A problem that fails has ``error`` set and does not stop
+        the others.
+        """
+        records = [p if isinstance(p, dict) else {"id": i, "problem": p}
+                   for i, p in enumerate(problems)]
+        results = self.stream(records, strategy, budget, seed)
+        if progress:
+            from rich.progress import track
+
+            results = track(results, total=len(records), description=strategy.name)
+        return sorted(results, key=lambda result: result.index)
+
+    def clear_cache(self) -> None:
+        """Forget the prompts kept from earlier problems and free their pages."""
+        for lane in (self.policy, self.scorer):
+            while lane is not None and lane.lane.cache.evict():
+                pass
+
+    def stream(self, records: Iterable[dict], strategy: Strategy, budget: Budget | None = None,
+               seed: int = 0) -> Iterator[Result]:
+        """Like `solve_all`, but yields each result as soon as it is there, in any order."""
+        limits = budget or Budget()
+        checked = [_check_record(i, record) for i, record in enumerate(records)]
+
+        def starter(record: dict):
+            def start():
+                search = Search(record["problem"], self.policy, self.scorer, limits, seed)
+                return search, strategy.run(search)
+
+            return start
+
+        tasks = (Task(i, starter(record)) for i, record in enumerate(checked))
+        for task in Scheduler(self.policy, self.scorer, self.max_batch).run(tasks):
+            aggregation = self.reward.spec.aggregation if self.reward else "last"
+            yield make_result(task, checked[task.index], strategy, seed, self.extract, aggregation)
+
+
+def _check_record(index: int, record: dict) -> dict:
+    if not isinstance(record.get("problem"), str) or not record["problem"]:
+        raise ValueError(f"problems: entry {index} needs a non-empty text 'problem', "
+                         f"got {record.get('problem')!r}")
+    return {"id": index, **record}

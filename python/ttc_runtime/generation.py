@@ -1,0 +1,256 @@
+"""Generation: every growing branch of every problem takes a token in each step."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import Tensor
+from ttc_kernels.verify import DESCRIPTOR_COLUMNS, row_descriptor, sample_tokens
+
+from ttc_runtime.branch import Branch
+from ttc_runtime.lane import Lane
+from ttc_runtime.models import PagedModel
+from ttc_runtime.sampling import SamplingParams, TextEnds, completes
+from ttc_runtime.search import Generate, Search
+from ttc_runtime.sequence import Ledger, Sequence
+
+
+class _Growth:
+    """A branch that is growing, and when it stops."""
+
+    __slots__ = ("branch", "search", "sequence", "seed", "sampling", "until_step", "ends", "limit")
+
+    def __init__(self, branch: Branch, work: Generate, ends: TextEnds, limit: int) -> None:
+        self.branch, self.search, self.sequence = branch, branch.search, branch.sequence
+        self.seed, self.sampling, self.until_step = branch.seed, work.sampling, work.until_step
+        self.ends, self.limit = ends, limit
+
+
+class Policy:
+    """The model that generates.
+
+    model: with pages allocated. tokenizer: its own. separator: the string that closes a step.
+    """
+
+    def __init__(self, model: PagedModel, tokenizer, separator: str) -> None:
+        self.lane, self.tokenizer, self.separator = Lane(model), tokenizer, separator
+        configured = getattr(model.model.generation_config, "eos_token_id", None)
+        eos = configured if configured is not None else model.config.eos_token_id
+        ids = eos if isinstance(eos, list) else [eos]
+        self._eos = np.array([i for i in {*ids, tokenizer.eos_token_id} if i is not None], np.int64)
+        self._ends: dict[tuple[str, ...], TextEnds] = {}
+        self._decoding: list[_Growth] = []
+        self._waiting: list[_Growth] = []
+
+    def encode_prompt(self, problem: str) -> list[int]:
+        """Token ids of a problem, through the chat template where the tokenizer has one."""
+        if self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": problem}]
+            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True,
+                                                      tokenize=False)
+            return self.encode(text)
+        return self.tokenizer(problem)["input_ids"]
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def decode(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    @property
+    def num_growing(self) -> int:
+        return len(self._decoding) + len(self._waiting)
+
+    def ledger(self, search: Search) -> Ledger:
+        return search.policy_ledger
+
+    def submit(self, work: Generate) -> None:
+        """Start growing the work's unfinished branches; they leave `search.running` when done."""
+        ends = self._ends.get(work.sampling.stop)
+        if ends is None:
+            strings = (*work.sampling.stop, self.separator)
+            ends = TextEnds(self.tokenizer, strings, self.lane.model.vocab_size)
+            self._ends[work.sampling.stop] = ends
+        for branch in work.branches:
+            if branch.finished:
+                continue
+            search = branch.search
+            first = len(branch.sequence.tokens) == search.prompt_tokens
+            if search.out_of_budget or first and search.usage.samples == search.budget.samples:
+                branch.stop_reason, search.budget_hit = "budget", True
+                continue
+            branch.stop_reason = None
+            limit = min(search.prompt_tokens + work.sampling.max_tokens,
+                        self.lane.model.max_positions)
+            growth = _Growth(branch, work, ends, limit)
+            if len(branch.sequence.tokens) >= limit:
+                self._stop(growth, self._length_reason(growth))
+                continue
+            search.usage.samples += first
+            search.running.add(branch)
+            self._waiting.append(growth)
+
+    def step(self) -> bool:
+        """Grow every branch by a token. Returns False if there was nothing to do.
+
+        Raises OutOfPages if nothing could run; calling again after pages were freed goes on.
+        """
+        self._enforce_budgets()
+        ready, prefill, parents = self._admit()
+        if ready:
+            self._sample(torch.stack([g.sequence.logits for g in ready]), ready)
+            self._decoding += [g for g in ready if g.branch in g.search.running]
+        if not self._decoding and not prefill:
+            return bool(ready)
+        decode = [g.sequence for g in self._decoding]
+        logits, ran = self.lane.run(decode, prefill)
+        finished = decode + [s for s in ran if s.pending == 0]
+        for row, sequence in enumerate(finished):
+            if id(sequence) in parents:
+                sequence.logits = logits[row].clone()
+        owners = {id(g.sequence): g for g in self._waiting}
+        rows = [(i, owners[id(s)]) for i, s in enumerate(finished) if id(s) in owners]
+        grown = self._decoding + [g for _, g in rows]
+        if not grown:
+            return True
+        if len(grown) < len(finished):  # some rows were prompts that only children sample from
+            wanted = [*range(len(decode)), *(i for i, _ in rows)]
+            logits = logits[torch.tensor(wanted)]
+        if rows:
+            started = {id(g) for _, g in rows}
+            self._waiting = [g for g in self._waiting if id(g) not in started]
+        self._decoding = grown
+        self._sample(logits, grown)
+        self._decoding = [g for g in self._decoding if g.branch in g.search.running]
+        return True
+
+    def _admit(self) -> tuple[list[_Growth], list[Sequence], set[int]]:
+        """Sort waiting branches: those with logits to sample from, sequences to prefill, parents
+        whose outputs children wait for; those with one token to run join the decoding ones."""
+        ready, waiting, prefill, parents = [], [], {}, set()
+        decoding = {id(g.sequence) for g in self._decoding} if self._waiting else set()
+        for growth in self._waiting:
+            sequence = growth.sequence
+            target = None if growth.search.paused else self.lane.prepare(sequence)
+            if target is sequence and sequence.pending == 0:
+                ready.append(growth)
+            elif target is sequence and sequence.pending == 1:
+                self._decoding.append(growth)
+                decoding.add(id(sequence))
+            else:
+                waiting.append(growth)
+                if target is not None and target is not sequence:
+                    parents.add(id(target))
+                if target is not None:
+                    prefill[id(target)] = target
+        self._waiting = waiting
+        return ready, [s for key, s in prefill.items() if key not in decoding], parents
+
+    def _sample(self, logits: Tensor, growths: list[_Growth]) -> None:
+        """Append a token to each growth from its row of logits, and stop those that are done."""
+        started, count = time.perf_counter(), len(growths)
+        seeds = np.fromiter((g.seed for g in growths), np.int64, count)
+        positions = np.fromiter((len(g.sequence.tokens) for g in growths), np.int64, count)
+        desc = row_descriptor(logits, **_sampling_arguments(growths))
+        drawn = sample_tokens(logits, desc, torch.from_numpy(seeds), torch.from_numpy(positions))
+        if (drawn < 0).any():
+            bad = growths[int((drawn < 0).nonzero()[0])].branch.path
+            raise RuntimeError(f"policy: the logits of branch {bad} are not finite")
+        logprobs = _logprobs(logits, desc, drawn).tolist()
+        ids = drawn.numpy()
+        limits = np.fromiter((g.limit for g in growths), np.int64, count)
+        events = (positions + 1 >= limits) | (ids[:, None] == self._eos).any(1)
+        for ends in {g.ends for g in growths}:
+            events |= ends.candidates(ids) & np.array([g.ends is ends for g in growths])
+        for growth, token, logprob in zip(growths, ids.tolist(), logprobs, strict=True):
+            growth.sequence.tokens.append(token)
+            growth.branch.logprobs.append(logprob)
+        share = (time.perf_counter() - started) / count
+        for search, number in Counter(g.search for g in growths).items():
+            search.usage.generated += number
+            search.sample_seconds += share * number
+        for i in np.flatnonzero(events):
+            self._end_if_done(growths[i])
+
+    def _end_if_done(self, growth: _Growth) -> None:
+        branch, tokens = growth.branch, growth.sequence.tokens
+        if tokens[-1] in self._eos:
+            return self._stop(growth, "eos")
+        if completes(self.tokenizer, branch.tokens, growth.sampling.stop):
+            return self._stop(growth, "stop")
+        closed = branch.close_step()
+        if len(tokens) >= growth.limit:
+            self._stop(growth, self._length_reason(growth))
+        elif closed and growth.until_step:
+            self._stop(growth, "step")
+
+    def _length_reason(self, growth: _Growth) -> str:
+        full = len(growth.sequence.tokens) >= self.lane.model.max_positions
+        return "context" if full else "length"
+
+    def _stop(self, growth: _Growth, reason: str) -> None:
+        growth.branch.stop_reason = reason
+        if reason != "step":
+            growth.branch.close_step(at_end=True)
+        growth.search.budget_hit |= reason == "budget"
+        growth.search.running.discard(growth.branch)
+
+    def _enforce_budgets(self) -> None:
+        growing: dict[Search, list[_Growth]] = {}
+        for growth in (*self._decoding, *self._waiting):
+            budget = growth.search.budget
+            if budget.tokens is not None or budget.seconds is not None:
+                growing.setdefault(growth.search, []).append(growth)
+        stopped = False
+        for search, growths in growing.items():
+            left = len(growths)
+            if search.budget.tokens is not None:
+                left = max(0, search.budget.tokens - search.usage.generated)
+            if search.remaining_seconds <= 0:
+                left = 0
+            search.out_of_budget |= left == 0
+            for growth in sorted(growths, key=lambda g: g.branch.path)[left:]:
+                self._stop(growth, "budget")
+                stopped = True
+        if stopped:
+            self._decoding = [g for g in self._decoding if g.branch in g.search.running]
+            self._waiting = [g for g in self._waiting if g.branch in g.search.running]
+
+    def active(self) -> set[int]:
+        """Ids of the sequences that are growing, or that a waiting branch is to continue."""
+        growths = (*self._decoding, *self._waiting)
+        parents = {id(g.sequence.parent) for g in self._waiting if g.sequence.kv is None}
+        return {id(g.sequence) for g in growths} | parents
+
+    def preempt(self, search: Search) -> None:
+        """Give up all of a problem's pages; its growing branches start again from their tokens."""
+        self._waiting += [g for g in self._decoding if g.search is search]
+        self._decoding = [g for g in self._decoding if g.search is not search]
+        self.lane.release_all(list(search.policy_ledger.attached.values()))
+
+    def cancel(self, search: Search) -> None:
+        """Forget a problem's work."""
+        self._decoding = [g for g in self._decoding if g.search is not search]
+        self._waiting = [g for g in self._waiting if g.search is not search]
+
+
+def _sampling_arguments(growths: list[_Growth]) -> dict:
+    """Filters for `row_descriptor`: numbers if all rows agree, as they mostly do, else tensors."""
+    first: SamplingParams = growths[0].sampling
+    names = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32,
+             "min_p": torch.float32}
+    if all(g.sampling is first for g in growths):
+        return {name: getattr(first, name) for name in names}
+    return {name: torch.tensor([getattr(g.sampling, name) for g in growths], dtype=dtype)
+            for name, dtype in names.items()}
+
+
+def _logprobs(logits: Tensor, desc: Tensor, drawn: Tensor) -> Tensor:
+    """float32[N]: log-probability of each drawn token under its row's filtered distribution."""
+    column = {name: desc[:, i] for i, name in enumerate(DESCRIPTOR_COLUMNS)}
+    chosen = logits.gather(1, drawn[:, None].long())[:, 0].float()
+    scaled = (chosen - column["max"]) / column["temperature"] - column["log_z"]
+    return torch.where(column["temperature"] == 0, 0.0, scaled)  # greedy draws are certain

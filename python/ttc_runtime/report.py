@@ -1,0 +1,70 @@
+"""Tables of results for the command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from rich.table import Table
+
+from ttc_runtime.budget import Usage
+from ttc_runtime.result import Result
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion. Wilson, "Probable Inference", 1927.
+
+    >>> low, high = wilson(5, 10)
+    >>> round(low, 2), round(high, 2)
+    (0.24, 0.76)
+    """
+    if total == 0:
+        return 0.0, 1.0
+    z, p = 1.96, right / total
+    middle = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(p * (1 - p) / total + z * z / (4 * total**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def accuracy(results: Iterable[Result]) -> str:
+    """Share of correct answers with its interval, among problems whose answer is known."""
+    known = [result.correct for result in results if result.correct is not None]
+    if not known:
+        return "-"
+    low, high = wilson(sum(known), len(known))
+    return f"{100 * sum(known) / len(known):.1f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def total_usage(results: Iterable[Result]) -> Usage:
+    """Sum of what the results cost."""
+    return sum((result.usage for result in results), Usage())
+
+
+def summary(results: list[Result], seconds: float, title: str) -> Table:
+    """One run as a table of names and figures."""
+    usage = total_usage(results)
+    failed = sum(result.error is not None for result in results)
+    cut = sum(result.stop_reason == "budget" for result in results)
+    rows = {
+        "problems": f"{len(results)}" + (f" ({failed} failed)" if failed else ""),
+        "accuracy [95 % interval]": accuracy(results),
+        "stopped by the budget": str(cut),
+        **usage_rows(usage, seconds),
+    }
+    table = Table(title=title, show_header=False)
+    for name, figure in rows.items():
+        table.add_row(name, figure)
+    return table
+
+
+def usage_rows(usage: Usage, seconds: float) -> dict[str, str]:
+    """Names and figures of what was spent in so many seconds of wall clock."""
+    return {
+        "tokens generated": f"{usage.generated:,}",
+        "tokens scored": f"{usage.scored:,}",
+        "tokens reused": f"{usage.reused:,}",
+        "tokens recomputed": f"{usage.recomputed:,}",
+        "peak unique KV of a problem": f"{usage.peak_kv_tokens:,} tokens",
+        "tokens generated per second": f"{usage.generated / max(seconds, 1e-9):,.0f}",
+        "seconds": f"{seconds:.1f}",
+    }

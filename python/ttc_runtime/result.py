@@ -1,0 +1,88 @@
+"""What solving a problem gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+from ttc_runtime.answers import equivalent
+from ttc_runtime.branch import Branch
+from ttc_runtime.budget import Usage
+from ttc_runtime.rewards.spec import aggregate
+from ttc_runtime.scheduler import Task
+from ttc_runtime.strategies import Outcome, Strategy, vote
+
+
+@dataclass
+class Result:
+    """One solved problem.
+
+    index: place among the problems. id, problem, answer_key: as given; answer_key is None where the
+    right answer is not known. answer, text: the chosen answer, None if no completion states one,
+    and the completion it is from. correct: whether it equals answer_key, None without one. branches:
+    the candidate completions. scores: their aggregated scores, NaN where not scored. pred_majority,
+    pred_weighted, pred_naive: the answers by count, by summed score and by best score. tree: the
+    root branch. usage: what it cost. stop_reason: ``finished``, ``budget`` or ``error``. seed,
+    strategy: as run. error: why the problem failed, else None.
+    """
+
+    index: int
+    id: object
+    problem: str
+    answer_key: str | None
+    strategy: str
+    seed: int
+    answer: str | None = None
+    text: str = ""
+    correct: bool | None = None
+    branches: list[Branch] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    pred_majority: str | None = None
+    pred_weighted: str | None = None
+    pred_naive: str | None = None
+    tree: Branch | None = None
+    usage: Usage = field(default_factory=Usage)
+    stop_reason: str = "error"
+    error: str | None = None
+
+    def record(self) -> dict:
+        """The result as one JSON object of a results file; scores that are NaN become null."""
+        return {
+            "id": self.id, "problem": self.problem, "answer": self.answer_key,
+            "pred": self.answer, "correct": self.correct,
+            "completions": [branch.text for branch in self.branches],
+            "scores": [[s if s == s else None for s in b.step_scores] for b in self.branches],
+            "pred_maj": self.pred_majority, "pred_weighted": self.pred_weighted,
+            "pred_naive": self.pred_naive, "usage": asdict(self.usage),
+            "stop_reason": self.stop_reason, "seed": self.seed, "strategy": self.strategy,
+            **({"error": self.error} if self.error is not None else {}),
+        }
+
+
+def make_result(task: Task, record: dict, strategy: Strategy, seed: int,
+                extract: Callable[[str], str | None], aggregation: str) -> Result:
+    """The result of a finished task."""
+    key = record.get("answer")
+    result = Result(task.index, record["id"], record["problem"], None if key is None else str(key),
+                    strategy.name, seed, error=task.error)
+    if task.search is not None:
+        result.tree, result.usage = task.search.root, task.search.usage
+    if task.error is not None:
+        result.correct = None if key is None else False
+        return result
+    outcome: Outcome = task.outcome
+    result.branches = outcome.branches
+    texts = [branch.text for branch in outcome.branches]
+    answers = [extract(text) for text in texts]
+    result.scores = [aggregate(branch.step_scores, aggregation) for branch in outcome.branches]
+    votes = vote(answers, result.scores)
+    places = {"majority": votes.majority, "weighted": votes.weighted, "naive": votes.naive}
+    predictions = {name: None if i is None else answers[i] for name, i in places.items()}
+    result.pred_majority = predictions["majority"]
+    result.pred_weighted, result.pred_naive = predictions["weighted"], predictions["naive"]
+    chosen = places[outcome.select]
+    result.answer = predictions[outcome.select]
+    result.text = "" if chosen is None else texts[chosen]
+    result.correct = None if key is None else equivalent(result.answer, result.answer_key)
+    result.stop_reason = "budget" if task.search.budget_hit else "finished"
+    return result

@@ -1,0 +1,106 @@
+"""Token sequences with cached keys and values, and the books kept about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Ledger:
+    """What one problem did on one model. Token counts unless said otherwise.
+
+    run: run through the model. recomputed: of these, run before for the same sequence and lost to
+    memory pressure. reused: taken from a cached prefix instead of run. live, peak: distinct tokens
+    holding KV for the problem, now and at most. seconds: model time by phase. attached: sequences
+    that hold KV.
+    """
+
+    run: int = 0
+    recomputed: int = 0
+    reused: int = 0
+    live: int = 0
+    peak: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0})
+    attached: dict[int, Sequence] = field(default_factory=dict)
+
+
+class Sequence:
+    """Token ids, the first `length` of which have keys and values in the pool.
+
+    tokens: ids, prompt first. ledger: the books of its problem. parent: the sequence it continues;
+    the first `fork_len` tokens are the parent's and share its pages. kv: the pool branch, None when
+    detached (not started, or pages given up). logits: the model's output after the `length`-th
+    token, kept when that is the last one and something is to be sampled from it.
+
+    `base` and `holder` count every shared token once: this sequence owns tokens from `base` on, the
+    tokens before belong to `holder`.
+    """
+
+    __slots__ = ("tokens", "ledger", "parent", "fork_len", "kv", "length", "ran", "logits",
+                 "base", "holder", "sharers")
+
+    def __init__(self, tokens: list[int], ledger: Ledger, parent: Sequence | None = None) -> None:
+        self.tokens, self.ledger, self.parent = tokens, ledger, parent
+        self.fork_len = len(tokens) if parent else 0
+        self.ran = self.fork_len  # a parent's tokens count as run by the parent
+        self.length = self.base = 0
+        self.kv = self.logits = self.holder = None
+        self.sharers: set[Sequence] = set()
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are still to be run."""
+        return len(self.tokens) - self.length
+
+    @property
+    def exclusive(self) -> int:
+        """Tokens of KV that would be given up by `detach`."""
+        kept = max((s.base for s in self.sharers), default=self.base)
+        return self.length - max(kept, self.base)
+
+    def attach(self, kv, length: int, holder: Sequence | None) -> None:
+        """Take a pool branch that holds the first `length` tokens, shared with `holder`."""
+        self.kv, self.length, self.base, self.holder = kv, length, 0, None
+        self.ledger.attached[id(self)] = self
+        if holder is not None:
+            self.base, self.holder = length, holder
+            holder.sharers.add(self)
+        else:
+            self.ledger.reused += max(0, length - self.ran)
+            self._hold(length)
+        self.ran = max(self.ran, length)
+
+    def grow(self, count: int) -> None:
+        """Record that the next `count` tokens are being run."""
+        ledger, end = self.ledger, self.length + count
+        ledger.run += count
+        if self.ran > self.length:
+            ledger.recomputed += min(end, self.ran) - self.length
+        self.length = end
+        self.ran = max(self.ran, end)
+        self.logits = None
+        self._hold(count)
+
+    def detach(self) -> None:
+        """Give up the pages. Sequences sharing them keep them, the longest as their new owner."""
+        self.ledger.live -= self.exclusive
+        if self.sharers:
+            heir = max(self.sharers, key=lambda s: s.base)
+            self.sharers.discard(heir)
+            heir.base, heir.holder = self.base, self.holder
+            heir.sharers |= self.sharers
+            for other in self.sharers:
+                other.holder = heir
+            if self.holder is not None:
+                self.holder.sharers.add(heir)
+        if self.holder is not None:
+            self.holder.sharers.discard(self)
+        self.kv.free()
+        del self.ledger.attached[id(self)]
+        self.kv = self.logits = self.holder = None
+        self.length = self.base = 0
+        self.sharers = set()
+
+    def _hold(self, count: int) -> None:
+        self.ledger.live += count
+        self.ledger.peak = max(self.ledger.peak, self.ledger.live)

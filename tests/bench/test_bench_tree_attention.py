@@ -1,0 +1,126 @@
+"""Every contender computes the same attention, and the command measures and stores it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from bench import tree_attention
+from bench.peers import Ours, Problem, Skip, build_cascade, build_flex, build_sdpa, make_problem
+from bench.peers.base import Run
+from bench.roofline import Roofline
+from bench.timing import in_turn
+from bench.workloads import parse_tree
+from ttc_kernels import reference
+
+# A root that ends in mid-page, uneven sizes, and a forest of two roots with one-token nodes.
+_SHAPES = ("1,2,4x9,17,3", "2,4,8x5,1,20")
+_BUILD = {"ours": lambda p: Ours(p, 16), "sdpa": build_sdpa, "cascade": build_cascade}
+
+
+def _problem(shape: str, dtype: torch.dtype = torch.float32) -> Problem:
+    return make_problem(parse_tree(shape), (8, 2), 64, dtype, max_bytes=1 << 30)
+
+
+def _definition(problem: Problem) -> torch.Tensor:
+    """The reference on pages of one token: block tables are then the paths themselves."""
+    pages = problem.tree.pages(page_size=1)
+    tokens = torch.from_numpy(pages.page_tokens)
+    k_cache, v_cache = (x.transpose(0, 1)[tokens] for x in (problem.k, problem.v))
+    out, _ = reference.tree_attention(
+        problem.q, k_cache, v_cache, pages.block_tables, pages.kv_lens
+    )
+    return out
+
+
+def _check(run: Run, problem: Problem) -> None:
+    tolerance = 2e-5 if problem.q.dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(run().double(), _definition(problem), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", _SHAPES)
+@pytest.mark.parametrize("name", _BUILD)
+def test_contender_agrees_with_the_reference(name: str, shape: str, dtype: torch.dtype):
+    problem = _problem(shape, dtype)
+    _check(_BUILD[name](problem), problem)
+
+
+def test_flex_agrees_with_the_reference():
+    problem = _problem("1,2,4x9,150,3")
+    try:
+        run = build_flex(problem)
+    except Skip as reason:
+        pytest.skip(f"flex {reason}")
+    _check(run, problem)
+
+
+@pytest.mark.parametrize("runs", [[(0, 0), (1, 1), (2, 2)], [(0, 1), (2, 2)], [(0, 0), (1, 2)]])
+def test_every_cut_of_the_cascade_agrees(runs: list, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bench.peers.cascade._choose_runs", lambda problem: runs)
+    problem = _problem(_SHAPES[0])
+    _check(build_cascade(problem), problem)
+
+
+def test_peers_say_why_they_skip():
+    small = make_problem(parse_tree("1,4x100,4"), (8, 2), 64, torch.float32, max_bytes=1000)
+    with pytest.raises(Skip, match=r"needs .* GiB"):
+        build_sdpa(small)
+    with pytest.raises(Skip, match="unevenly"):
+        build_cascade(_problem("1,2,3x4,4,4"))
+
+
+def test_floor_is_the_larger_of_reading_and_multiplying():
+    # 1 root of 10 tokens, 2 leaves of 5: 20 unique tokens, 30 on paths.
+    tree = parse_tree("1,2x10,5")
+    reading = Roofline(bytes_per_s=1.0, flops_per_s=1e30)
+    assert reading.floor_s(tree, (4, 2), 8, itemsize=2) == 2 * 20 * 2 * 8 * 2
+    multiplying = Roofline(bytes_per_s=1e30, flops_per_s=1.0)
+    assert multiplying.floor_s(tree, (4, 2), 8, itemsize=2) == 4 * 30 * 4 * 8
+
+
+def test_contenders_take_turns():
+    calls: list[str] = []
+    timings = in_turn({n: lambda n=n: calls.append(n) for n in "ab"}, rounds=2, warmup=0)
+    assert calls == ["a", "b", "b", "a"]
+    assert all(0 < t.low <= t.median <= t.high for t in timings.values())
+
+
+@pytest.fixture
+def no_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring the machine takes seconds and is not what these tests are about."""
+    monkeypatch.setattr(Roofline, "measure", lambda dtype: Roofline(1e10, 1e11))
+
+
+@pytest.mark.usefixtures("no_roofline")
+def test_command_measures_a_tree_and_stores_it(tmp_path, capsys):
+    file = tmp_path / "results" / "tree.json"
+    arguments = "--dtype fp32 --heads 8/2 --head-dim 64 --rounds 2 --peers sdpa cascade"
+    argv = [*arguments.split(), "--trees", _SHAPES[0], "--json", str(file)]
+    assert tree_attention.main(argv) == 0
+    assert _SHAPES[0] in capsys.readouterr().out
+    document = json.loads(file.read_text())
+    (result,) = document["results"]
+    assert result["unique_tokens"] == 9 + 34 + 12
+    assert result["ours"]["median"] > 0
+    assert result["peers"]["sdpa"]["ratio"] > 0
+    assert result["peers"]["cascade"]["max_abs_error"] < 1e-5
+    assert document["machine"]["versions"]["torch"]
+
+
+@pytest.mark.usefixtures("no_roofline")
+def test_command_refuses_a_peer_that_disagrees(monkeypatch: pytest.MonkeyPatch):
+    wrong = {"sdpa": lambda problem: lambda: problem.q * float("nan")}
+    monkeypatch.setattr(tree_attention, "PEERS", wrong)
+    argv = ["--dtype", "fp32", "--trees", _SHAPES[0], "--peers", "sdpa"]
+    with pytest.raises(RuntimeError, match="sdpa must agree with ours"):
+        tree_attention.main(argv)
+
+
+@pytest.mark.usefixtures("no_roofline")
+@pytest.mark.parametrize("name", ["35", "-1", "some", "1,2x"])
+def test_command_refuses_unknown_trees(name: str):
+    with pytest.raises((SystemExit, ValueError), match=r"--trees|parse_tree"):
+        tree_attention.main([f"--trees={name}"])

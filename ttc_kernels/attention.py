@@ -1,0 +1,165 @@
+"""Tree attention over paged caches, and the algebra of its partial results."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from . import _load  # noqa: F401
+from .tree import TreeAttentionPlan
+
+__all__ = ["merge_states", "tree_attention"]
+
+_OP = "tree_attention"
+_BACKENDS = ("auto", "cpu")
+
+
+@torch.library.register_fake("ttc_kernels::tree_attention")
+def _(q, k_cache, v_cache, plan, sm_scale, logits_soft_cap, out, lse):  # type: ignore[no-untyped-def]
+    return None
+
+
+@torch.library.register_fake("ttc_kernels::merge_states")
+def _(outs, lses):  # type: ignore[no-untyped-def]
+    return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
+
+
+def tree_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    plan: TreeAttentionPlan,
+    *,
+    sm_scale: float | None = None,
+    logits_soft_cap: float = 0.0,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention of every query over its own path through a forest of shared pages.
+
+    `out[t] = softmax(q[t] K^T * sm_scale) V` over the keys that token t sees; scores and sums are
+    fp32. A token that sees nothing gets `out = 0`, `lse = -inf`. The exact online softmax of
+    FlashAttention (Dao et al., 2022), applied to rectangles of the tree as the plan cut it.
+
+    Args:
+        q: [T, Hq, D], the query tokens in the order of the planned rows; any strides, D contiguous.
+        k_cache: [P, page_size, Hkv, D], same dtype; the new tokens' keys are already written.
+        v_cache: like k_cache.
+        plan: from `plan_tree_attention` with the same head counts, page size and dtype.
+        sm_scale: factor on the scores, positive; default 1/sqrt(D).
+        logits_soft_cap: scores become `cap * tanh(score / cap)` if positive; 0 = off.
+        out: [T, Hq, D] to write into; default new.
+        lse: float32 [T, Hq] to write into; default new.
+        backend: "auto" or "cpu".
+
+    Returns:
+        (out, lse): out like q; lse float32 [T, Hq], natural logarithm of the sum of exponentials.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what was given, before
+            anything is written.
+
+    Example:
+        >>> plan = plan_tree_attention([[0, 1], [0, 2]], [20, 24], page_size=16, num_q_heads=8,
+        ...     num_kv_heads=2, head_dim=64, dtype=torch.float32)
+        >>> k_cache, v_cache = torch.randn(2, 3, 16, 2, 64)
+        >>> out, lse = tree_attention(torch.randn(2, 8, 64), k_cache, v_cache, plan)
+        >>> out.shape, lse.shape
+        (torch.Size([2, 8, 64]), torch.Size([2, 8]))
+    """
+    if not isinstance(plan, TreeAttentionPlan):
+        raise TypeError(f"{_OP}: plan must be a TreeAttentionPlan, got {type(plan).__name__}")
+    if backend not in _BACKENDS:
+        raise ValueError(f"{_OP}: backend must be one of {_BACKENDS}, got {backend!r}")
+    o = plan._options
+    heads, dim = o["num_q_heads"], o["head_dim"]
+    _check("q", q, (plan.num_queries, heads, dim), plan.dtype, plan.device)
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        _check(name, cache, (None, o["page_size"], o["num_kv_heads"], dim), plan.dtype, plan.device)
+        if cache.shape[0] <= plan.max_page:
+            raise ValueError(
+                f"{_OP}: {name} must hold every planned page, the largest is {plan.max_page}, "
+                f"got {cache.shape[0]} pages"
+            )
+    scale = 1 / math.sqrt(dim) if sm_scale is None else float(sm_scale)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"{_OP}: sm_scale must be positive and finite, got {sm_scale}")
+    if not (math.isfinite(logits_soft_cap) and logits_soft_cap >= 0):
+        raise ValueError(f"{_OP}: logits_soft_cap must be >= 0 and finite, got {logits_soft_cap}")
+    if out is None:
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    else:
+        _check("out", out, tuple(q.shape), plan.dtype, plan.device)
+    if lse is None:
+        lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    else:
+        _check("lse", lse, tuple(q.shape[:2]), torch.float32, plan.device)
+        if not lse.is_contiguous():
+            raise ValueError(f"{_OP}: lse must be contiguous, got strides {lse.stride()}")
+    torch.ops.ttc_kernels.tree_attention(
+        q, k_cache, v_cache, plan.buffer, scale, logits_soft_cap, out, lse
+    )
+    return out, lse
+
+
+def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge attention over disjoint sets of keys into attention over their union.
+
+    The empty state is `out = 0`, `lse = -inf`; merging only empty states gives the empty state.
+
+    Args:
+        outs: [n, T, Hq, D], float32, float16 or bfloat16.
+        lses: float32 [n, T, Hq], natural logarithms.
+
+    Returns:
+        (out, lse): [T, Hq, D] like outs, and float32 [T, Hq].
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what was given.
+
+    Example:
+        >>> outs, lses = torch.randn(2, 5, 8, 64), torch.randn(2, 5, 8)
+        >>> out, lse = merge_states(outs, lses)
+        >>> bool((lse - torch.logsumexp(lses, 0)).abs().max() < 1e-5)
+        True
+    """
+    op = "merge_states"
+    for name, x in (("outs", outs), ("lses", lses)):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if outs.dim() != 4 or outs.shape[0] == 0:
+        raise ValueError(f"{op}: outs must be [n >= 1, T, Hq, D], got {list(outs.shape)}")
+    if not outs.dtype.is_floating_point:
+        raise TypeError(f"{op}: outs must be float32, float16 or bfloat16, got {outs.dtype}")
+    if lses.shape != outs.shape[:3]:
+        raise ValueError(f"{op}: lses must be {list(outs.shape[:3])}, got {list(lses.shape)}")
+    if lses.dtype != torch.float32 or lses.device != outs.device:
+        raise TypeError(f"{op}: lses must be float32 on {outs.device}, got {lses.dtype} on {lses.device}")
+    return torch.ops.ttc_kernels.merge_states(outs, lses)
+
+
+def _check(
+    name: str,
+    x: torch.Tensor,
+    shape: tuple[int | None, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{_OP}: {name} must be a tensor, got {type(x).__name__}")
+    fits = x.dim() == len(shape) and all(w in (None, g) for w, g in zip(shape, x.shape, strict=True))
+    wanted = "[" + ", ".join("P" if w is None else str(w) for w in shape) + "]"
+    if not fits or x.dtype != dtype or x.device.type != device.type:
+        kind = ValueError if x.dtype == dtype else TypeError
+        raise kind(
+            f"{_OP}: {name} must be {wanted} {_short(dtype)} on {device}, "
+            f"got {list(x.shape)} {_short(x.dtype)} on {x.device}"
+        )
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise ValueError(f"{_OP}: {name} must be contiguous in its last dimension, got {x.stride()}")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,51 @@
+"""Which backends each op has here, and why the others are missing."""
+
+from __future__ import annotations
+
+import torch
+
+from . import _load
+
+__all__ = ["backends", "cpu_instruction_sets"]
+
+_OPS = (
+    "tree_attention", "merge_states", "write_kv", "copy_pages", "score_steps", "row_descriptor", "sample_tokens",
+)  # fmt: skip
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """For every op its backends: "available", with the instruction set, or why it is not.
+
+    Returns:
+        {op: {backend: status}}; a status begins with "available" or says what is missing.
+
+    Example:
+        >>> backends()["tree_attention"]["cpu"].startswith("available")
+        True
+    """
+    report = {}
+    instruction_sets = ", ".join(f"{d}: {isa}" for d, isa in cpu_instruction_sets().items())
+    for op in _OPS:
+        has_cuda = torch._C._dispatch_has_kernel_for_dispatch_key(f"ttc_kernels::{op}", "CUDA")
+        report[op] = {
+            "cpu": "available" + (f" ({instruction_sets})" if op == "tree_attention" else ""),
+            "cuda": "available" if has_cuda else f"not available: {_load.cuda_error}",
+            "reference": f"available as ttc_kernels.reference.{op}",
+        }
+    return report
+
+
+def cpu_instruction_sets() -> dict[str, str]:
+    """The instruction set of the CPU tree attention kernel for each dtype on this machine.
+
+    Returns:
+        {dtype: "avx512_bf16" | "avx512" | "avx2" | "portable"}. The environment variable
+        TTC_CPU_ISA asks for a lesser one.
+
+    Example:
+        >>> sorted(cpu_instruction_sets())
+        ['bfloat16', 'float16', 'float32']
+    """
+    dtypes = (torch.bfloat16, torch.float16, torch.float32)
+    query = torch.ops.ttc_kernels.tree_attention_cpu_isa
+    return {str(d).removeprefix("torch."): query(d) for d in dtypes}
