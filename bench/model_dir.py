@@ -66,11 +66,13 @@ def _write_tokenizer(directory: Path, vocab_size: int) -> None:
     pieces += [f"<{token}>" for token in range(len(pieces), vocab_size)]
     merges = [(space, start[1]) for start in starts]
     merges += [(space + word[1], word[2]) for word in _WORDS]
-    vocab = {piece: token for token, piece in enumerate(pieces)}
-    Qwen2Tokenizer(vocab, merges, eos_token=None, pad_token=None, unk_token=None).save_pretrained(
-        directory
-    )
-    # Left out, they would come back as the class's defaults and end texts.
-    file = directory / "tokenizer_config.json"
     none = dict.fromkeys(("eos_token", "pad_token", "unk_token"))
+    settings: dict[str, Any] = {
+        "vocab": {piece: token for token, piece in enumerate(pieces)},
+        "merges": merges,
+        **none,
+    }
+    Qwen2Tokenizer(**settings).save_pretrained(directory)
+    # Missing in the file they would come back as the class's defaults, which end texts.
+    file = directory / "tokenizer_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **none}))

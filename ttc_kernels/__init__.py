@@ -4,16 +4,25 @@ from ._version import __version__
 from . import _load  # noqa: F401  isort: skip  (registers torch.ops.ttc_kernels)
 from .attention import merge_states, tree_attention
 from .backends import backends
+from .kv_cache import copy_pages, write_kv
+from .step_score import StepHead, score_steps
 from .tree import Branch, OutOfPages, PagePool, TreeAttentionPlan, plan_tree_attention
+from .verify import row_descriptor, sample_tokens
 
 __all__ = [
     "Branch",
     "OutOfPages",
     "PagePool",
+    "StepHead",
     "TreeAttentionPlan",
     "__version__",
     "backends",
+    "copy_pages",
     "merge_states",
     "plan_tree_attention",
+    "row_descriptor",
+    "sample_tokens",
+    "score_steps",
     "tree_attention",
+    "write_kv",
 ]

@@ -16,10 +16,11 @@
 
 namespace ttc {
 
-// 2^f for f in [-0.5, 0.5]: minimax polynomial, relative error 2e-7; the constant term is exactly 1
-// so that 2^0 == 1.
-constexpr float kExp2Poly[6] = {1.0f,           0.693147182f,   0.240226463f,
-                                0.0555041187f,  0.00961814344f, 0.00133986142f};
+// 2^f for f in [-0.5, 0.5]: minimax polynomial, relative error 2e-8; the constant term is exactly 1 so
+// that 2^0 == 1.
+constexpr int kExp2Degree = 6;
+constexpr float kExp2Poly[kExp2Degree + 1] = {1.0f,           0.693147182f,   0.240226477f,   0.0555033237f,
+                                              0.00961843692f, 0.00133988739f, 0.00015353362f};
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 struct Avx512 {
@@ -41,8 +42,8 @@ struct Avx512 {
     x = _mm512_max_ps(_mm512_set1_ps(-1000.f), x);  // keeps NaN, makes -inf finite
     const Vec n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const Vec f = _mm512_sub_ps(x, n);
-    Vec p = set1(kExp2Poly[5]);
-    for (int i = 4; i >= 0; --i) p = fma(p, f, set1(kExp2Poly[i]));
+    Vec p = set1(kExp2Poly[kExp2Degree]);
+    for (int i = kExp2Degree - 1; i >= 0; --i) p = fma(p, f, set1(kExp2Poly[i]));
     return _mm512_scalef_ps(p, n);
   }
   // v where position begin <= first + lane < end, -inf elsewhere.
@@ -129,8 +130,8 @@ struct Avx2 {
     x = _mm256_max_ps(_mm256_set1_ps(-127.f), x);
     const Vec n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const Vec f = _mm256_sub_ps(x, n);
-    Vec p = set1(kExp2Poly[5]);
-    for (int i = 4; i >= 0; --i) p = fma(p, f, set1(kExp2Poly[i]));
+    Vec p = set1(kExp2Poly[kExp2Degree]);
+    for (int i = kExp2Degree - 1; i >= 0; --i) p = fma(p, f, set1(kExp2Poly[i]));
     const __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(p, _mm256_castsi256_ps(e));  // n = -127 gives the factor 0
   }
@@ -205,8 +206,8 @@ struct Portable {
     const Vec magic = set1(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer
     const Vec n = (x + magic) - magic;
     const Vec f = x - n;
-    Vec p = set1(kExp2Poly[5]);
-    for (int i = 4; i >= 0; --i) p = p * f + set1(kExp2Poly[i]);
+    Vec p = set1(kExp2Poly[kExp2Degree]);
+    for (int i = kExp2Degree - 1; i >= 0; --i) p = p * f + set1(kExp2Poly[i]);
     const Int e = (__builtin_convertvector(n, Int) + 127) << 23;
     Vec scale;
     std::memcpy(&scale, &e, 16);

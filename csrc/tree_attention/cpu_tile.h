@@ -72,32 +72,42 @@ struct Micro {
   static constexpr int W = S::kWidth;
   static constexpr int kMaxRows = W == 16 ? 12 : (W == 8 ? 6 : 4);
 
-  // R rows, NP panels of NV vectors side by side. Every element of C sums its steps in order,
-  // whatever R and NP are.
+  // R rows, NP panels of NV vectors side by side. Every element of C sums its steps in order, in runs
+  // of kRun that are added up (shorter sums round less), whatever R and NP are.
+  static constexpr int64_t kRun = Dot::kStep == 1 ? 32 : 64;
   template <int R, int NP, int NV>
   static void run(const Operands& x) {
-    Vec acc[R][NP * NV];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < NP * NV; ++v)
-        acc[r][v] = x.scale ? S::mul(S::set1(x.scale[r]), S::load(x.c + r * x.ldc + v * W)) : S::zero();
     const auto* b = reinterpret_cast<const float*>(x.b);
-    for (int64_t k = 0; k < x.steps; ++k, b += NV * W) {
-      Vec bv[NP * NV];
-#pragma GCC unroll 4
-      for (int v = 0; v < NP * NV; ++v) bv[v] = S::load(b + v / NV * x.panel_stride + v % NV * W);
+    for (int64_t k0 = 0; k0 < x.steps; k0 += kRun) {
+      Vec acc[R][NP * NV];
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const Vec av = Dot::broadcast(x.a + r * x.lda + k);
+      for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < NP * NV; ++v) acc[r][v] = Dot::madd(acc[r][v], av, bv[v]);
+        for (int v = 0; v < NP * NV; ++v) acc[r][v] = S::zero();
+      const int64_t end = k0 + kRun < x.steps ? k0 + kRun : x.steps;
+      for (int64_t k = k0; k < end; ++k, b += NV * W) {
+        Vec bv[NP * NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NP * NV; ++v) bv[v] = S::load(b + v / NV * x.panel_stride + v % NV * W);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Vec av = Dot::broadcast(x.a + r * x.lda + k);
+#pragma GCC unroll 4
+          for (int v = 0; v < NP * NV; ++v) acc[r][v] = Dot::madd(acc[r][v], av, bv[v]);
+        }
       }
-    }
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
+      for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < NP * NV; ++v) S::store(x.c + r * x.ldc + v * W, acc[r][v]);
+        for (int v = 0; v < NP * NV; ++v) {
+          float* c = x.c + r * x.ldc + v * W;
+          if (k0 > 0)
+            acc[r][v] = S::add(S::load(c), acc[r][v]);
+          else if (x.scale)
+            acc[r][v] = S::fma(S::load(c), S::set1(x.scale[r]), acc[r][v]);
+          S::store(c, acc[r][v]);
+        }
+    }
   }
 
   // `rows` <= kMaxRows rows against all of B. Few rows take two panels at a time, so that enough

@@ -2,7 +2,7 @@
 // A comparison may be evaluated where its result is not needed. Without this promise that floating
 // point exceptions go unobserved, GCC leaves every loop with a select in it scalar.
 #pragma GCC optimize("no-trapping-math", "no-math-errno")
-// GCC 12 warns inside its own AVX-512 header (its bug 105593).
+// GCC 12 warns inside its own AVX-512 header.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 

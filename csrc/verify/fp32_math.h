@@ -63,9 +63,8 @@ TTC_HOST_DEVICE float exponential(float w) {
   return -log_of_parts(k, k == 0.0f ? -w : m - 1.0f);
 }
 
-// 32 random bits -> the centre of one of 2^32 cells of (0, 1). The largest values, which would
-// round
-// to 1, are brought down to the largest float below it.
+// 32 random bits -> the centre of one of 2^32 cells of (0, 1). The largest values would round to 1
+// and are brought down to the largest float below it.
 TTC_HOST_DEVICE float uniform(uint32_t random) {
   const float r = static_cast<float>(random) + 0.5f;
   return (r < 4294967040.0f ? r : 4294967040.0f) * 0x1p-32f;

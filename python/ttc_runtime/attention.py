@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
+
 from ttc_kernels import plan_tree_attention, tree_attention
 from ttc_kernels.kv_cache import write_kv
 
@@ -62,7 +63,7 @@ def _tree_attention(
     if s_aux is not None or not getattr(module, "is_causal", True):
         raise ValueError(f"tree attention: {type(module).__name__} uses attention sinks or is not "
                          "causal, which these kernels do not compute")
-    layer = module.layer_idx
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
     k_cache, v_cache = tree.k_caches[layer], tree.v_caches[layer]
     write_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), k_cache, v_cache, tree.slots)
     q = query[0].transpose(0, 1)

@@ -35,25 +35,38 @@ class Branch:
     distribution it was drawn from.
     """
 
-    __slots__ = ("search", "parent", "path", "seed", "sequence", "stop_reason", "freed", "children",
-                 "steps", "step_starts", "step_scores", "reward", "reward_ends", "logprobs")
+    __slots__ = (
+        "children",
+        "freed",
+        "logprobs",
+        "parent",
+        "path",
+        "reward",
+        "reward_ends",
+        "search",
+        "seed",
+        "sequence",
+        "step_scores",
+        "step_starts",
+        "steps",
+        "stop_reason",
+    )
 
     def __init__(self, search: Search, tokens: list[int], parent: Branch | None = None,
                  path: tuple[int, ...] = ()) -> None:
         self.search, self.parent, self.path = search, parent, path
         self.seed = branch_seed(search.seed, search.problem, path)
-        self.sequence = Sequence(tokens, search.policy_ledger, parent and parent.sequence)
+        self.sequence: Sequence = Sequence(
+            tokens, search.policy_ledger, None if parent is None else parent.sequence)
         self.stop_reason: str | None = None
         self.freed = False
         self.children: list[Branch] = []
         self.reward: Sequence | None = None
         self.reward_ends: list[int] = []  # reward tokens up to the prompt's end and each step's
-        if parent is None:
-            self.steps, self.step_starts, self.logprobs = [], [len(tokens)], []
-            self.step_scores: list[float] = []
-        else:
-            self.steps, self.step_starts = parent.steps[:], parent.step_starts[:]
-            self.logprobs, self.step_scores = parent.logprobs[:], parent.step_scores[:]
+        self.steps: list[str] = parent.steps[:] if parent else []
+        self.step_starts: list[int] = parent.step_starts[:] if parent else [len(tokens)]
+        self.step_scores: list[float] = parent.step_scores[:] if parent else []
+        self.logprobs: list[float] = parent.logprobs[:] if parent else []
 
     @property
     def tokens(self) -> list[int]:

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 class Budget:
     """Limits of one problem's whole search tree; None is no limit.
 
-    tokens: tokens generated, over all branches. samples: completions started from the prompt. seconds:
-    wall clock from the problem's start. scored_tokens: tokens run through the reward model. The
-    meaning is the same for every strategy. When one runs out, growing branches stop with
-    ``stop_reason`` ``budget`` and the strategy answers with what it has. Tokens,
-    samples and scored tokens are never exceeded, seconds by at most one forward pass.
-    Raises ValueError for a limit that is not positive.
+    tokens: tokens generated, over all branches. samples: completions started from the prompt.
+    seconds: wall clock from the problem's start. scored_tokens: tokens run through the reward
+    model. The meaning is the same for every strategy. When one runs out, growing branches stop
+    with ``stop_reason`` ``budget`` and the strategy answers with what it has. Tokens, samples
+    and scored tokens are never exceeded, seconds by at most one forward pass. Raises ValueError
+    for a limit that is not positive.
 
     >>> Budget(tokens=4096).samples is None
     True
@@ -36,15 +36,16 @@ class Usage:
     """What one problem cost; `a + b` sums problems (and takes the larger of peaks).
 
     prompt: prompt tokens run through the policy, given text included, cached prefixes not.
-    generated: tokens sampled. samples: completions started from the prompt. run: tokens run through the policy;
-    a branch's last token is sampled but not run until something continues it. scored: tokens run
-    through the reward model, its prompt included. reused: policy and reward tokens taken from a
-    prefix that another problem computed. recomputed: tokens, of either model, run a second time
-    because memory ran out; 0 otherwise. peak_kv_tokens, peak_reward_kv_tokens: most distinct tokens
-    holding KV at a time, those shared by branches counted once. flops: 2 * weights of the linear
-    layers * tokens run, for both models. seconds: by phase: ``prefill`` and ``decode`` (policy),
-    ``sample``, ``score``: model time, a shared batch's split by rows; ``total``: wall clock from
-    start to answer, other problems' work in between included.
+    generated: tokens sampled. samples: completions started from the prompt. run: tokens run
+    through the policy; a branch's last token is sampled but not run until something continues
+    it. scored: tokens run through the reward model, its prompt included. reused: policy and
+    reward tokens taken from a prefix that another problem computed. recomputed: tokens, of
+    either model, run a second time because memory ran out; 0 otherwise. peak_kv_tokens,
+    peak_reward_kv_tokens: most distinct tokens holding KV at a time, those shared by branches
+    counted once. flops: 2 * weights of the linear layers * tokens run, for both models.
+    seconds: by phase: ``prefill`` and ``decode`` (policy), ``sample``, ``score``: model time, a
+    shared batch's split by rows; ``total``: wall clock from start to answer, other problems'
+    work in between included.
     """
 
     prompt: int = 0

@@ -38,14 +38,20 @@ def progress_bar() -> Progress:
                     console=_err)
 
 
+def _quiet_loading() -> None:
+    """Only one progress bar at a time: not transformers' own for each model."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def make_strategy(name: str, n: int, sampling):
     """A strategy from its command line name. Raises ValueError for an unknown one."""
     from ttc_runtime.strategies import STRATEGIES
 
     if name not in STRATEGIES:
         raise ValueError(f"--strategy: expected one of {', '.join(STRATEGIES)}, got {name!r}")
-    kind = STRATEGIES[name]
-    return kind(sampling=sampling) if name == "greedy" else kind(n, sampling=sampling)
+    return STRATEGIES[name](n, sampling)
 
 
 @app.command()
@@ -90,6 +96,7 @@ def solve(
             _err.print(f"{len(read.records) - len(todo)} of {len(read.records)} problems are "
                        f"in {out} already", markup=False, soft_wrap=True)
         if todo:
+            _quiet_loading()
             engine = Engine.from_pretrained(
                 model, reward, device=device, dtype=dtype, kv_memory=kv_memory,
                 page_size=page_size, deterministic=deterministic, step_separator=step_separator)
@@ -116,9 +123,9 @@ def _note(results: list) -> str:
 @app.command()
 def env() -> None:
     """Print the report to paste into a bug report."""
-    from ttc_kernels.collect_env import main as collect
+    from ttc_kernels.collect_env import collect_env
 
-    collect()
+    _out.print(collect_env(), markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -130,6 +137,7 @@ def demo(
     """Solve the zoo's arithmetic with greedy, self-consistency and best-of-N, and compare."""
     from ttc_runtime.demo import run_demo
 
+    _quiet_loading()
     run_demo(_out, progress_bar, n, limit, seed)
 
 

@@ -53,7 +53,7 @@ def run_demo(console: Console, progress: Callable[[], Progress], n: int, limit: 
 def _figures(results: list[Result], band: dict[str, str], seconds: float) -> dict[str, str]:
     by_band = {name: [r for r in results if band[str(r.id)] == name] for name in _BANDS}
     return {
-        "accuracy [95 % interval]": accuracy(results),
+        "accuracy [95 %]": accuracy(results),
         **{f"  {name}": accuracy(group) for name, group in by_band.items()},
         **usage_rows(total_usage(results), seconds),
     }

@@ -9,6 +9,7 @@ trap: torch computes the last few elements of each thread's range with other cod
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +27,18 @@ def make_row_independent(model: nn.Module, row_block: int) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            module.forward = functools.partial(_blocked_linear, module, row_block)
+            _replace_forward(module, functools.partial(_blocked_linear, module, row_block))
         activation = getattr(module, "act_fn", None)
-        if isinstance(activation, nn.Module) and not hasattr(activation, "_ttc_wrapped"):
-            activation._ttc_wrapped = True
-            activation.forward = functools.partial(_aligned_elementwise, activation.forward)
+        if isinstance(activation, nn.Module) and "forward" not in vars(activation):
+            wrapped = functools.partial(_aligned_elementwise, activation.forward)
+            _replace_forward(activation, wrapped)
         if type(module).__name__.endswith("RotaryEmbedding"):
-            module.forward = functools.partial(_blocked_rotary, module.forward, row_block)
+            wrapped = functools.partial(_blocked_rotary, module.forward, row_block)
+            _replace_forward(module, wrapped)
+
+
+def _replace_forward(module: nn.Module, forward: Callable) -> None:
+    vars(module)["forward"] = forward
 
 
 def _blocked_linear(module: nn.Linear, row_block: int, x: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class Engine:
         """
         records = [p if isinstance(p, dict) else {"id": i, "problem": p}
                    for i, p in enumerate(problems)]
-        results = self.stream(records, strategy, budget, seed)
+        results: Iterable[Result] = self.stream(records, strategy, budget, seed)
         if progress:
             from rich.progress import track
 

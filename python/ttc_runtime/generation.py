@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import torch
 from torch import Tensor
-from ttc_kernels.verify import DESCRIPTOR_COLUMNS, row_descriptor, sample_tokens
 
+from ttc_kernels.verify import DESCRIPTOR_COLUMNS, row_descriptor, sample_tokens
 from ttc_runtime.branch import Branch
 from ttc_runtime.lane import Lane
 from ttc_runtime.models import PagedModel
@@ -21,7 +21,7 @@ from ttc_runtime.sequence import Ledger, Sequence
 class _Growth:
     """A branch that is growing, and when it stops."""
 
-    __slots__ = ("branch", "search", "sequence", "seed", "sampling", "until_step", "ends", "limit")
+    __slots__ = ("branch", "ends", "limit", "sampling", "search", "seed", "sequence", "until_step")
 
     def __init__(self, branch: Branch, work: Generate, ends: TextEnds, limit: int) -> None:
         self.branch, self.search, self.sequence = branch, branch.search, branch.sequence
@@ -79,7 +79,7 @@ class Policy:
                 continue
             search = branch.search
             first = len(branch.sequence.tokens) == search.prompt_tokens
-            if search.out_of_budget or first and search.usage.samples == search.budget.samples:
+            if search.out_of_budget or (first and search.usage.samples == search.budget.samples):
                 branch.stop_reason, search.budget_hit = "budget", True
                 continue
             branch.stop_reason = None
@@ -101,31 +101,45 @@ class Policy:
         self._enforce_budgets()
         ready, prefill, parents = self._admit()
         if ready:
-            self._sample(torch.stack([g.sequence.logits for g in ready]), ready)
+            self._settle_children(ready)
+            kept = [g.sequence.logits for g in ready if g.sequence.logits is not None]
+            self._sample(torch.stack(kept), ready)
             self._decoding += [g for g in ready if g.branch in g.search.running]
         if not self._decoding and not prefill:
             return bool(ready)
         decode = [g.sequence for g in self._decoding]
         logits, ran = self.lane.run(decode, prefill)
-        finished = decode + [s for s in ran if s.pending == 0]
-        for row, sequence in enumerate(finished):
+        owners = {id(g.sequence): g for g in self._waiting}
+        complete = [s for s in ran if s.pending == 0]
+        joining = [owners[id(s)] for s in complete if id(s) in owners]
+        grown = self._decoding + joining
+        parents |= {id(g.sequence) for g in grown if g.branch.children}
+        for row, sequence in enumerate(decode + complete):
             if id(sequence) in parents:
                 sequence.logits = logits[row].clone()
-        owners = {id(g.sequence): g for g in self._waiting}
-        rows = [(i, owners[id(s)]) for i, s in enumerate(finished) if id(s) in owners]
-        grown = self._decoding + [g for _, g in rows]
         if not grown:
             return True
-        if len(grown) < len(finished):  # some rows were prompts that only children sample from
-            wanted = [*range(len(decode)), *(i for i, _ in rows)]
-            logits = logits[torch.tensor(wanted)]
-        if rows:
-            started = {id(g) for _, g in rows}
-            self._waiting = [g for g in self._waiting if id(g) not in started]
+        if len(joining) < len(complete):  # some rows were prompts that only children sample from
+            rows = [len(decode) + i for i, s in enumerate(complete) if id(s) in owners]
+            logits = logits[torch.tensor([*range(len(decode)), *rows])]
+        if joining:
+            joined = {id(g) for g in joining}
+            self._waiting = [g for g in self._waiting if id(g) not in joined]
         self._decoding = grown
+        self._settle_children(grown)
         self._sample(logits, grown)
-        self._decoding = [g for g in self._decoding if g.branch in g.search.running]
+        self._decoding = [g for g in grown if g.branch in g.search.running]
         return True
+
+    def _settle_children(self, growths: list[_Growth]) -> None:
+        """Let children that were forked here take over pages and outputs before the parent goes on,
+        or they would have to run its last token again."""
+        for growth in growths:
+            for child in growth.branch.children:
+                sequence = child.sequence
+                at_tip = len(sequence.tokens) == sequence.fork_len == growth.sequence.length
+                if at_tip and sequence.kv is None and not child.freed:
+                    self.lane.prepare(sequence, sampled=True)
 
     def _admit(self) -> tuple[list[_Growth], list[Sequence], set[int]]:
         """Sort waiting branches: those with logits to sample from, sequences to prefill, parents
@@ -134,7 +148,9 @@ class Policy:
         decoding = {id(g.sequence) for g in self._decoding} if self._waiting else set()
         for growth in self._waiting:
             sequence = growth.sequence
-            target = None if growth.search.paused else self.lane.prepare(sequence)
+            if sequence.kv is not None and sequence.pending == 0 and sequence.logits is None:
+                self.lane.release(sequence)  # it came back for a child's sake, without its output
+            target = None if growth.search.paused else self.lane.prepare(sequence, sampled=True)
             if target is sequence and sequence.pending == 0:
                 ready.append(growth)
             elif target is sequence and sequence.pending == 1:
@@ -160,7 +176,7 @@ class Policy:
             bad = growths[int((drawn < 0).nonzero()[0])].branch.path
             raise RuntimeError(f"policy: the logits of branch {bad} are not finite")
         logprobs = _logprobs(logits, desc, drawn).tolist()
-        ids = drawn.numpy()
+        ids = drawn.cpu().numpy()
         limits = np.fromiter((g.limit for g in growths), np.int64, count)
         events = (positions + 1 >= limits) | (ids[:, None] == self._eos).any(1)
         for ends in {g.ends for g in growths}:

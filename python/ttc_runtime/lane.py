@@ -6,8 +6,9 @@ import time
 
 import numpy as np
 from torch import Tensor
-from ttc_kernels import OutOfPages
 
+from ttc_kernels import Branch as PoolBranch
+from ttc_kernels import OutOfPages
 from ttc_runtime.models import PagedModel
 from ttc_runtime.prefix_cache import PrefixCache, common_prefix
 from ttc_runtime.sequence import Sequence
@@ -26,9 +27,10 @@ class Lane:
         self.cache = PrefixCache(shortest=model.page_size)
         self._prefilling: dict[int, tuple[Sequence, np.ndarray]] = {}
 
-    def prepare(self, sequence: Sequence) -> Sequence | None:
+    def prepare(self, sequence: Sequence, *, sampled: bool) -> Sequence | None:
         """Attach a sequence to the pool.
 
+        sampled: the output after its last token will be needed, even if a parent ran that token.
         Returns the sequence to be run next: itself once attached, or the ancestor whose tokens it
         builds on; None if it waits for another prompt with the same prefix.
         """
@@ -37,16 +39,19 @@ class Lane:
         parent = sequence.parent
         if parent is None:
             return self._attach_root(sequence)
-        if parent.kv is None or parent.length < sequence.fork_len:
-            return self.prepare(parent)
         shared = sequence.fork_len
-        if len(sequence.tokens) == shared and (parent.logits is None or parent.length > shared):
-            shared -= 1  # nothing left to sample from: run the last token again
-        kv = parent.kv.fork(1)[0]
+        sampled = sampled and len(sequence.tokens) == shared
+        if parent.kv is None or parent.length < shared:
+            target = self.prepare(parent, sampled=sampled)
+            if target is not parent or parent.length < shared:
+                return target
+        if sampled and (parent.logits is None or parent.length > shared):
+            shared -= 1  # the output is gone: run the last token again
+        kv = _kv(parent).fork(1)[0]
         if kv.length > shared:
             kv.truncate(shared)
         sequence.attach(kv, shared, parent)
-        if len(sequence.tokens) == shared:
+        if sampled and parent.length == shared:
             sequence.logits = parent.logits
         return sequence
 
@@ -74,7 +79,7 @@ class Lane:
 
     def run(
         self, decode: list[Sequence], prefill: list[Sequence], wanted=None
-    ) -> tuple[Tensor | None, list[Sequence]]:
+    ) -> tuple[Tensor, list[Sequence]]:
         """One forward pass: a token of each of `decode`, and a chunk of each of `prefill`.
 
         wanted: function of (sequence, first, end) giving the token indices whose outputs are
@@ -85,8 +90,7 @@ class Lane:
         """
         started = time.perf_counter()
         pool = self.model.pool
-        branches = [sequence.kv for sequence in decode]
-        slots = [pool.append_all(branches)] if decode else []
+        slots = [pool.append_all([_kv(sequence) for sequence in decode])] if decode else []
         ran, counts, room = [], [1] * len(decode), CHUNK
         refused: OutOfPages | None = None
         for sequence in prefill:
@@ -94,7 +98,7 @@ class Lane:
             if count == 0:
                 break
             try:
-                slots.append(sequence.kv.append(count))
+                slots.append(_kv(sequence).append(count))
             except OutOfPages as error:
                 refused = error
                 continue
@@ -102,13 +106,13 @@ class Lane:
             counts.append(count)
             room -= count
         rows = decode + ran
-        if refused is not None and not rows:
-            raise refused
-        logits = self._forward(rows, len(decode), counts, slots, wanted) if rows else None
+        if not rows:
+            raise refused or RuntimeError("lane: no row has a token to run")
+        logits = self._forward(rows, len(decode), counts, slots, wanted)
         self._charge(rows, counts, time.perf_counter() - started)
         for sequence in ran:
             if sequence.pending == 0 and id(sequence) in self._prefilling:
-                self.cache.insert(self._prefilling.pop(id(sequence))[1], sequence.kv)
+                self.cache.insert(self._prefilling.pop(id(sequence))[1], _kv(sequence))
         return logits, ran
 
     def _forward(self, rows, num_decode, counts, slots, wanted) -> Tensor:
@@ -128,7 +132,8 @@ class Lane:
             offset += count
         return self.model.forward(
             np.concatenate(ids), np.concatenate(positions), np.concatenate(slots),
-            [s.kv for s in rows], (starts + q_lens).astype(np.int32), q_lens, np.concatenate(keep),
+            [_kv(s) for s in rows], (starts + q_lens).astype(np.int32), q_lens,
+            np.concatenate(keep),
         )
 
     def _charge(self, rows: list[Sequence], counts: list[int], seconds: float) -> None:
@@ -136,3 +141,9 @@ class Lane:
         for sequence, count in zip(rows, counts, strict=True):
             sequence.grow(count)
             sequence.ledger.seconds["decode" if count == 1 else "prefill"] += share * count
+
+
+def _kv(sequence: Sequence) -> PoolBranch:
+    if sequence.kv is None:
+        raise RuntimeError("lane: a sequence must be prepared before it is run")
+    return sequence.kv

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
 from ttc_kernels import PagePool
 from ttc_kernels.kv_cache import copy_pages
-
 from ttc_runtime import attention
 from ttc_runtime.deterministic import make_row_independent
 
 HEAD_DIMS = (64, 96, 128, 256)
 PAGE_SIZES = (1, 8, 16, 32, 64, 128)
+_SERIAL_WEIGHTS = 4_000_000  # models below run on one thread: threads would mostly wait
 CAUSAL_LM, TOKEN_CLASSIFICATION = "AutoModelForCausalLM", "AutoModelForTokenClassification"
 
 
@@ -94,9 +97,20 @@ class PagedModel:
         self.row_block = row_block if deterministic else 1
         if deterministic:
             make_row_independent(self.model, row_block)
-        self.pool: PagePool | None = None
+        self._pool: PagePool | None = None
         self.k_caches: list[Tensor] = []
         self.v_caches: list[Tensor] = []
+
+    @property
+    def pool(self) -> PagePool:
+        """The page pool. Raises RuntimeError before `allocate`."""
+        if self._pool is None:
+            raise RuntimeError("PagedModel: no pages yet, call allocate first")
+        return self._pool
+
+    @property
+    def has_pages(self) -> bool:
+        return self._pool is not None
 
     @property
     def page_bytes(self) -> int:
@@ -106,11 +120,25 @@ class PagedModel:
 
     def allocate(self, num_pages: int) -> None:
         """Create the page pool and the caches of ``num_pages`` pages."""
-        self.pool = PagePool(num_pages, page_size=self.page_size)
+        self._pool = PagePool(num_pages, page_size=self.page_size)
         shape = (num_pages, self.page_size, self.num_kv_heads, self.head_dim)
         new = lambda: torch.empty(shape, dtype=self.model.dtype, device=self.device)  # noqa: E731
         self.k_caches = [new() for _ in range(self.config.num_hidden_layers)]
         self.v_caches = [new() for _ in range(self.config.num_hidden_layers)]
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Limits torch to one thread for as long as a small model runs.
+
+        Its operations take microseconds, less than threads need to meet on a busy machine.
+        """
+        before = torch.get_num_threads()
+        if self.num_weights < _SERIAL_WEIGHTS:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def run_copies(self) -> None:
         """Copy the pages that forked branches wrote to since the last pass, which frees sources."""

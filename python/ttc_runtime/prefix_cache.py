@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 import numpy as np
 
+from ttc_kernels import Branch as PoolBranch
+
 CAPACITY = 64  # entries; each look-up compares with all of them
 
 
@@ -28,7 +30,7 @@ class PrefixCache:
 
     def __init__(self, shortest: int) -> None:
         self.shortest = shortest
-        self._entries: OrderedDict[bytes, tuple[np.ndarray, object]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[np.ndarray, PoolBranch]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -46,14 +48,14 @@ class PrefixCache:
                 best, best_key = match, key
         return (best, best_key) if self.long_enough(best, tokens) else (0, None)
 
-    def fork(self, key: bytes, length: int):
+    def fork(self, key: bytes, length: int) -> PoolBranch:
         """A pool branch with the first `length` tokens of an entry."""
         self._entries.move_to_end(key)
         branch = self._entries[key][1].fork(1)[0]
         branch.truncate(length)
         return branch
 
-    def insert(self, tokens: np.ndarray, branch) -> None:
+    def insert(self, tokens: np.ndarray, branch: PoolBranch) -> None:
         """Keep a prompt; `branch` holds exactly its tokens and stays the caller's."""
         key = tokens.tobytes()
         if key in self._entries:

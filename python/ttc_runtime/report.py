@@ -47,7 +47,7 @@ def summary(results: list[Result], seconds: float, title: str) -> Table:
     cut = sum(result.stop_reason == "budget" for result in results)
     rows = {
         "problems": f"{len(results)}" + (f" ({failed} failed)" if failed else ""),
-        "accuracy [95 % interval]": accuracy(results),
+        "accuracy [95 %]": accuracy(results),
         "stopped by the budget": str(cut),
         **usage_rows(usage, seconds),
     }
@@ -64,7 +64,7 @@ def usage_rows(usage: Usage, seconds: float) -> dict[str, str]:
         "tokens scored": f"{usage.scored:,}",
         "tokens reused": f"{usage.reused:,}",
         "tokens recomputed": f"{usage.recomputed:,}",
-        "peak unique KV of a problem": f"{usage.peak_kv_tokens:,} tokens",
-        "tokens generated per second": f"{usage.generated / max(seconds, 1e-9):,.0f}",
+        "peak unique KV tokens": f"{usage.peak_kv_tokens:,}",
+        "tokens per second": f"{usage.generated / max(seconds, 1e-9):,.0f}",
         "seconds": f"{seconds:.1f}",
     }

@@ -10,20 +10,20 @@ from ttc_runtime.branch import Branch
 from ttc_runtime.budget import Usage
 from ttc_runtime.rewards.spec import aggregate
 from ttc_runtime.scheduler import Task
-from ttc_runtime.strategies import Outcome, Strategy, vote
+from ttc_runtime.strategies import Strategy, vote
 
 
 @dataclass
 class Result:
     """One solved problem.
 
-    index: place among the problems. id, problem, answer_key: as given; answer_key is None where the
-    right answer is not known. answer, text: the chosen answer, None if no completion states one,
-    and the completion it is from. correct: whether it equals answer_key, None without one. branches:
-    the candidate completions. scores: their aggregated scores, NaN where not scored. pred_majority,
-    pred_weighted, pred_naive: the answers by count, by summed score and by best score. tree: the
-    root branch. usage: what it cost. stop_reason: ``finished``, ``budget`` or ``error``. seed,
-    strategy: as run. error: why the problem failed, else None.
+    index: place among the problems. id, problem, answer_key: as given; answer_key is None where
+    the right answer is not known. answer, text: the chosen answer, None if no completion states
+    one, and the completion it is from. correct: whether it equals answer_key, None without one.
+    branches: the candidate completions. scores: their aggregated scores, NaN where not scored.
+    pred_majority, pred_weighted, pred_naive: the answers by count, by summed score and by best
+    score. tree: the root branch. usage: what it cost. stop_reason: ``finished``, ``budget`` or
+    ``error``. seed, strategy: as run. error: why the problem failed, else None.
     """
 
     index: int
@@ -67,10 +67,10 @@ def make_result(task: Task, record: dict, strategy: Strategy, seed: int,
                     strategy.name, seed, error=task.error)
     if task.search is not None:
         result.tree, result.usage = task.search.root, task.search.usage
-    if task.error is not None:
+    outcome = task.outcome
+    if task.search is None or outcome is None:
         result.correct = None if key is None else False
         return result
-    outcome: Outcome = task.outcome
     result.branches = outcome.branches
     texts = [branch.text for branch in outcome.branches]
     answers = [extract(text) for text in texts]

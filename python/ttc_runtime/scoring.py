@@ -45,16 +45,17 @@ class Scorer:
         """
         search, parent = branch.search, branch.parent
         tokenizer, spec = self.reward.tokenizer, self.reward.spec
-        if branch.reward is None and parent is None:
-            prompt = spec.prompt_tokens(tokenizer, search.problem)
-            branch.reward = Sequence(prompt, search.reward_ledger)
-            branch.reward_ends = [len(prompt)]
-        elif branch.reward is None:
-            inherited = _inherited_steps(branch)
-            self._extend(parent, inherited)
-            branch.reward_ends = parent.reward_ends[: inherited + 1]
-            tokens = parent.reward.tokens[: branch.reward_ends[-1]]
-            branch.reward = Sequence(tokens, search.reward_ledger, parent.reward)
+        if branch.reward is None:
+            if parent is None:
+                prompt = spec.prompt_tokens(tokenizer, search.problem)
+                branch.reward = Sequence(prompt, search.reward_ledger)
+                branch.reward_ends = [len(prompt)]
+            else:
+                inherited = _inherited_steps(branch)
+                self._extend(parent, inherited)
+                branch.reward_ends = parent.reward_ends[: inherited + 1]
+                tokens = _reward(parent).tokens[: branch.reward_ends[-1]]
+                branch.reward = Sequence(tokens, search.reward_ledger, parent.reward)
         branch.step_scores += [_NAN] * (num_steps - len(branch.step_scores))
         for step in branch.steps[len(branch.reward_ends) - 1: num_steps]:
             ids = spec.step_tokens(tokenizer, step)
@@ -87,16 +88,14 @@ class Scorer:
             branch.search.budget_hit = True
             self._finish(branch)
         jobs = [b for b in self._jobs if not b.search.paused]
-        small = sum(b.reward.pending for b in jobs) < self.lane.model.row_block
+        small = sum(_reward(b).pending for b in jobs) < self.lane.model.row_block
         if not jobs or (small and not idle and self._waited < _PATIENCE):
             self._waited += bool(jobs)
             return False
         self._waited = 0
         batch: dict[int, Sequence] = {}
         for branch in jobs:
-            while len(branch.reward.tokens) == branch.reward.fork_len:
-                branch = branch.parent  # no step of its own: the parent's are to be scored
-            target = self.lane.prepare(branch.reward)
+            target = self.lane.prepare(_unscored(branch), sampled=False)
             if target is not None:
                 batch[id(target)] = target
         wanted: list[tuple[Branch, int]] = []
@@ -124,7 +123,7 @@ class Scorer:
 
     def active(self) -> set[int]:
         """Ids of the sequences being scored, or that one being scored continues."""
-        sequences = [b.reward for b in self._jobs]
+        sequences = [_reward(b) for b in self._jobs]
         return {id(s) for s in sequences} | {id(s.parent) for s in sequences if s.kv is None}
 
     def preempt(self, search: Search) -> None:
@@ -135,6 +134,19 @@ class Scorer:
         """Forget a problem and its work."""
         self._jobs = [b for b in self._jobs if b.search is not search]
         self._owners = {k: b for k, b in self._owners.items() if b.search is not search}
+
+
+def _reward(branch: Branch) -> Sequence:
+    if branch.reward is None:
+        raise RuntimeError(f"scorer: branch {branch.path} has not been submitted")
+    return branch.reward
+
+
+def _unscored(branch: Branch) -> Sequence:
+    """The sequence to run: the branch's own, or, if it has no step of its own, its parent's."""
+    while branch.parent and len(_reward(branch).tokens) == _reward(branch).fork_len:
+        branch = branch.parent
+    return _reward(branch)
 
 
 def _all_scored(branch: Branch) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ttc_runtime.branch import Branch
 from ttc_runtime.budget import Budget, Usage
 from ttc_runtime.sampling import SamplingParams
-from ttc_runtime.sequence import Ledger
+from ttc_runtime.sequence import Ledger, Sequence
 
 if TYPE_CHECKING:
     from ttc_runtime.generation import Policy
@@ -84,9 +85,12 @@ class Search:
         return branch in self.running
 
     def release(self, branch: Branch) -> None:
-        """Give up the pages of one branch, on both models."""
-        self.policy.lane.release(branch.sequence)
-        if branch.reward is not None:
+        """Give up the pages of one branch, on both models, save those that children still await."""
+        if not _awaited(branch, lambda b: b.sequence):
+            self.policy.lane.release(branch.sequence)
+        if self.scorer is None or branch.reward is None:
+            return
+        if not _awaited(branch, lambda b: b.reward):
             self.scorer.lane.release(branch.reward)
 
     def close(self) -> Usage:
@@ -108,3 +112,13 @@ class Search:
             "score": sum(reward.seconds.values()), "total": time.monotonic() - self.started,
         }
         return usage
+
+
+def _awaited(branch: Branch, sequence_of: Callable[[Branch], Sequence | None]) -> bool:
+    """Whether a branch forked from this one has yet to take over its pages."""
+    for child in branch.children:
+        sequence = sequence_of(child)
+        attached = sequence is not None and sequence.kv is not None
+        if not attached and (not child.freed or _awaited(child, sequence_of)):
+            return True
+    return False

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
+from ttc_kernels import Branch as PoolBranch
+
 
 @dataclass
 class Ledger:
@@ -36,15 +40,28 @@ class Sequence:
     tokens before belong to `holder`.
     """
 
-    __slots__ = ("tokens", "ledger", "parent", "fork_len", "kv", "length", "ran", "logits",
-                 "base", "holder", "sharers")
+    __slots__ = (
+        "base",
+        "fork_len",
+        "holder",
+        "kv",
+        "ledger",
+        "length",
+        "logits",
+        "parent",
+        "ran",
+        "sharers",
+        "tokens",
+    )
 
     def __init__(self, tokens: list[int], ledger: Ledger, parent: Sequence | None = None) -> None:
         self.tokens, self.ledger, self.parent = tokens, ledger, parent
         self.fork_len = len(tokens) if parent else 0
         self.ran = self.fork_len  # a parent's tokens count as run by the parent
         self.length = self.base = 0
-        self.kv = self.logits = self.holder = None
+        self.kv: PoolBranch | None = None
+        self.logits: Tensor | None = None
+        self.holder: Sequence | None = None
         self.sharers: set[Sequence] = set()
 
     @property
@@ -58,7 +75,7 @@ class Sequence:
         kept = max((s.base for s in self.sharers), default=self.base)
         return self.length - max(kept, self.base)
 
-    def attach(self, kv, length: int, holder: Sequence | None) -> None:
+    def attach(self, kv: PoolBranch, length: int, holder: Sequence | None) -> None:
         """Take a pool branch that holds the first `length` tokens, shared with `holder`."""
         self.kv, self.length, self.base, self.holder = kv, length, 0, None
         self.ledger.attached[id(self)] = self
@@ -95,7 +112,8 @@ class Sequence:
                 self.holder.sharers.add(heir)
         if self.holder is not None:
             self.holder.sharers.discard(self)
-        self.kv.free()
+        if self.kv is not None:
+            self.kv.free()
         del self.ledger.attached[id(self)]
         self.kv = self.logits = self.holder = None
         self.length = self.base = 0

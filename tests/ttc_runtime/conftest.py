@@ -28,7 +28,8 @@ ARCHITECTURES = tuple(_EXTRA)
 
 
 def save_tokenizer(directory: Path) -> None:
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(CHARACTERS)}, [], unk_token="<unk>"))
+    vocabulary = {c: i for i, c in enumerate(CHARACTERS)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(CHARACTERS[:3])
     PreTrainedTokenizerFast(

@@ -6,6 +6,7 @@ import math
 import time
 
 import pytest
+import torch
 from ttc_runtime import (
     BestOfN,
     Budget,
@@ -73,6 +74,44 @@ def test_the_same_tree_together_alone_and_in_another_order(make_engine, strategy
             assert tree_of(result) == alone[result.problem]
 
 
+@pytest.mark.parametrize("architecture, dtype", [
+    ("Mistral", torch.bfloat16), ("Gemma2", torch.float32), ("Qwen3", torch.bfloat16)])
+def test_the_same_tree_with_windows_soft_caps_and_bfloat16(make_engine, tiny_model, architecture,
+                                                           dtype):
+    model = tiny_model(architecture, dtype=dtype)
+    strategy = BestOfN(5, sampling=SHORT)
+    together = make_engine(model=model).solve_all(PROBLEMS, strategy)
+    alone = make_engine(model=model, page_size=32).solve(PROBLEMS[2], strategy)
+    assert tree_of(alone) == tree_of(together[2])
+
+
+def test_without_determinism_the_answers_are_as_good(make_engine):
+    """Other bits, the same distribution: scores and log-probabilities agree to rounding."""
+    exact = make_engine().solve(PROBLEMS[0], Greedy(SHORT)).branches[0]
+    quick = make_engine(deterministic=False).solve(PROBLEMS[0], Greedy(SHORT)).branches[0]
+    assert quick.tokens == exact.tokens
+    engine = make_engine(deterministic=False)
+    result = engine.solve(PROBLEMS[0], BestOfN(8, sampling=SHORT))
+    assert result.usage.recomputed == 0
+    for branch in result.branches:
+        full = engine.reward.score(PROBLEMS[0], branch.steps) if branch.steps else []
+        assert branch.step_scores == pytest.approx(full, abs=1e-5)
+
+
+def test_chat_templates_are_used_where_there_is_one(make_engine, tiny_model, tmp_path):
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    shutil.copytree(tiny_model("Llama"), tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "chat")
+    tokenizer.chat_template = "user {{ messages[0]['content'] }} assistant"
+    tokenizer.save_pretrained(tmp_path / "chat")
+    engine = make_engine(model=tmp_path / "chat", reward=False)
+    text = engine.policy.decode(engine.policy.encode_prompt("1+1="))
+    assert text == "user 1+1= assistant"
+
+
 def test_seeds_and_branches_differ(make_engine):
     engine = make_engine()
     first = engine.solve(PROBLEMS[0], SelfConsistency(8, SHORT), seed=0)
@@ -82,7 +121,6 @@ def test_seeds_and_branches_differ(make_engine):
 
 
 def test_greedy_equals_transformers_generate(make_engine, tiny_model):
-    import torch
     from transformers import AutoModelForCausalLM
 
     for architecture in ("Llama", "Gemma2"):
@@ -97,8 +135,6 @@ def test_greedy_equals_transformers_generate(make_engine, tiny_model):
 
 
 def test_logprobs_are_those_of_the_sampled_distribution(make_engine):
-    import torch
-
     engine = make_engine(reward=False)
     sampling = SamplingParams(temperature=0.7, max_tokens=12)
     branch = engine.solve(PROBLEMS[0], SelfConsistency(1, sampling)).branches[0]

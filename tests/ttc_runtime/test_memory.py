@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from test_engine import PROBLEMS, StepBeam, free_everything, tree_of
-from ttc_runtime import BestOfN, SamplingParams
+from ttc_runtime import BestOfN, Generate, Outcome, SamplingParams, Score
 
 LONG = SamplingParams(max_tokens=60)
 
@@ -64,3 +66,62 @@ def test_pressure_in_the_reward_lane_only(make_engine):
     assert [tree_of(r) for r in results] == expected
     held[0].free()
     free_everything(engine)
+
+
+class RandomWalk:
+    """Forks, grows, scores and frees at random; the same moves for the same problem."""
+
+    name = "random_walk"
+    sampling = LONG
+
+    def run(self, search):
+        rng = random.Random(search.problem)
+        alive, every = search.root.fork(3), []
+        every += alive
+        for _ in range(12):
+            chosen = rng.sample(alive, rng.randint(1, min(4, len(alive))))
+            move = rng.random()
+            if move < 0.45:
+                yield Generate(chosen, self.sampling, until_step=rng.random() < 0.8)
+            elif move < 0.65:
+                yield Score(chosen)
+            elif move < 0.85 and len(alive) < 6:
+                kids = chosen[0].fork(2)
+                alive += kids
+                every += kids
+            elif len(alive) > 2:
+                alive.remove(chosen[0])
+                chosen[0].free()
+        yield Generate(alive, self.sampling)
+        yield Score(alive)
+        return Outcome(every, "naive")
+
+
+def test_any_moves_give_the_same_trees_under_pressure(make_engine):
+    problems = [f"{a}+{a}=\n" for a in range(30, 42)]
+    roomy = make_engine()
+    expected = [tree_of(r) for r in roomy.solve_all(problems, RandomWalk())]
+    for result in make_engine(max_batch=1).solve_all(problems, RandomWalk()):
+        assert tree_of(result) == expected[result.index]
+        usage, own = result.usage, 0
+        nodes = {id(n): n for b in result.branches for n in _ancestry(b)}
+        own = sum(len(n.sequence.tokens) - n.sequence.fork_len for n in nodes.values())
+        assert usage.recomputed == 0 and usage.run <= own
+        for branch in result.branches:
+            known = [i for i, s in enumerate(branch.step_scores) if s == s]
+            if known:
+                full = roomy.reward.score(result.problem, branch.steps[: known[-1] + 1])
+                assert [branch.step_scores[i] for i in known] == \
+                    pytest.approx([full[i] for i in known], abs=1e-5)
+    for pages in (36, 48, 70):
+        tight = make_engine(kv_memory=memory(roomy, pages))
+        results = tight.solve_all(problems, RandomWalk())
+        assert [r.error for r in results] == [None] * len(problems)
+        assert [tree_of(r) for r in results] == expected
+        free_everything(tight)
+
+
+def _ancestry(branch):
+    while branch is not None:
+        yield branch
+        branch = branch.parent

@@ -1,4 +1,4 @@
-"""Models over the paged cache: equal to transformers, and rows that do not know their neighbours."""
+"""Models over the paged cache: equal to transformers, rows that do not know their neighbours."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ def test_token_classification_equals_transformers(tiny_model):
 
 
 def test_unknown_directory_is_named(tmp_path):
-    with pytest.raises(ValueError, match="local directory with config.json.*nowhere"):
+    with pytest.raises(ValueError, match=r"local directory with config\.json.*nowhere"):
         model_directory(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="Qwen/Qwen2.5-0.5B"):
+    with pytest.raises(ValueError, match=r"Qwen/Qwen2\.5-0\.5B"):
         model_directory("Qwen/Qwen2.5-0.5B")
 
 
@@ -144,7 +144,7 @@ def test_nan_weights_are_refused_by_name(tmp_path, tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model("Llama"))
     model.model.layers[1].mlp.up_proj.weight.data[3, 4] = float("nan")
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="layers.1.mlp.up_proj.weight has NaN"):
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight has NaN"):
         PagedModel(tmp_path, CAUSAL_LM)
 
 
@@ -157,7 +157,7 @@ def test_missing_weights_and_unsupported_shapes_are_refused(tmp_path, tiny_model
     weights = load_file(source / "model.safetensors")
     del weights["lm_head.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="weights missing.*lm_head"):
+    with pytest.raises(ValueError, match=r"weights missing.*lm_head"):
         PagedModel(tmp_path)
     with pytest.raises(ValueError, match="head_dim must be one of"):
         PagedModel(tiny_model("Llama", head_dim=32))

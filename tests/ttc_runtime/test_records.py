@@ -94,7 +94,7 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
         writer.write(result("a"))
         before = file.read_bytes()
         monkeypatch.setattr(os, "pwrite", full_after_half)
-        with pytest.raises(OSError, match="'b' could not be written .*No space left") as caught:
+        with pytest.raises(OSError, match=r"'b' could not be written .*No space left") as caught:
             writer.write(result("b"))
         assert caught.value.errno == errno.ENOSPC
         assert file.read_bytes() == before

@@ -77,4 +77,4 @@ def test_solutions_longer_than_the_reward_models_context(make_engine, tiny_model
     assert max(lengths) > 24
     for branch, length, score in zip(result.branches, lengths, result.scores, strict=True):
         assert len(branch.step_scores) == len(branch.steps)
-        assert (score == score) == (0 < length - 5 and length <= 24)
+        assert (score == score) == (length - 5 > 0 and length <= 24)

@@ -6,9 +6,10 @@ import random
 
 import numpy as np
 import pytest
-from ttc_kernels import PagePool
 from ttc_runtime.prefix_cache import CAPACITY, PrefixCache
 from ttc_runtime.sequence import Ledger, Sequence
+
+from ttc_kernels import PagePool
 
 
 @pytest.mark.parametrize("seed", range(8))

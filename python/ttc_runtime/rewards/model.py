@@ -62,7 +62,7 @@ class RewardModel:
         if len(ids) > self.model.max_positions:
             raise ValueError(f"RewardModel.score: the text has {len(ids)} tokens, the model's "
                              f"context {self.model.max_positions}")
-        if self.model.pool is None:
+        if not self.model.has_pages:
             self.model.allocate(-(-self.model.max_positions // self.model.page_size))
         branch = self.model.pool.new_branch()
         try:

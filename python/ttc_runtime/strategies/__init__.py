@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.strategies.base import Outcome, Strategy
 from ttc_runtime.strategies.best_of_n import BestOfN
 from ttc_runtime.strategies.greedy import Greedy
@@ -11,7 +14,9 @@ from ttc_runtime.strategies.voting import Votes, vote
 __all__ = ["STRATEGIES", "BestOfN", "Greedy", "Outcome", "SelfConsistency", "Strategy", "Votes",
            "vote"]
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    "greedy": Greedy, "best_of_n": BestOfN, "self_consistency": SelfConsistency,
+STRATEGIES: dict[str, Callable[[int, SamplingParams], Strategy]] = {
+    "greedy": lambda n, sampling: Greedy(sampling),
+    "self_consistency": lambda n, sampling: SelfConsistency(n, sampling),
+    "best_of_n": lambda n, sampling: BestOfN(n, sampling=sampling),
 }
-"""Strategies by their names on the command line."""
+"""By their names on the command line: functions of (n, sampling)."""

@@ -23,6 +23,10 @@ class Outcome:
     select: str = "majority"
 
 
+Work = Generator[Generate | Score, list, Outcome]
+"""What `Strategy.run` is: it yields work, is sent what came of it, and returns an outcome."""
+
+
 class Strategy(Protocol):
     """A way to search. It holds settings only, so one object serves any number of problems.
 
@@ -32,7 +36,7 @@ class Strategy(Protocol):
     name: str
     sampling: SamplingParams
 
-    def run(self, search: Search) -> Generator[Generate | Score, list, Outcome]:
+    def run(self, search: Search) -> Work:
         """Yield work for one problem and return what came of it."""
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.search import Generate, Score, Search
-from ttc_runtime.strategies.base import Outcome, check_count
+from ttc_runtime.strategies.base import Outcome, Work, check_count
 
 
 class BestOfN:
@@ -29,7 +29,7 @@ class BestOfN:
         self.n, self.select = check_count("BestOfN", "n", n), select
         self.sampling = sampling or SamplingParams()
 
-    def run(self, search: Search):
+    def run(self, search: Search) -> Work:
         if not search.scored:
             raise ValueError("BestOfN: the engine was made without a reward model")
         branches = yield Generate(search.root.fork(self.n), self.sampling)

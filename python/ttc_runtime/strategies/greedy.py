@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.search import Generate, Search
-from ttc_runtime.strategies.base import Outcome
+from ttc_runtime.strategies.base import Outcome, Work
 
 
 class Greedy:
@@ -23,6 +23,6 @@ class Greedy:
     def __init__(self, sampling: SamplingParams | None = None) -> None:
         self.sampling = replace(sampling or SamplingParams(), temperature=0.0)
 
-    def run(self, search: Search):
+    def run(self, search: Search) -> Work:
         branches = yield Generate(search.root.fork(1), self.sampling)
         return Outcome(branches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.search import Generate, Search
-from ttc_runtime.strategies.base import Outcome, check_count
+from ttc_runtime.strategies.base import Outcome, Work, check_count
 
 
 class SelfConsistency:
@@ -24,6 +24,6 @@ class SelfConsistency:
         self.n = check_count("SelfConsistency", "n", n)
         self.sampling = sampling or SamplingParams()
 
-    def run(self, search: Search):
+    def run(self, search: Search) -> Work:
         branches = yield Generate(search.root.fork(self.n), self.sampling)
         return Outcome(branches, "majority")

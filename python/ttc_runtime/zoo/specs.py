@@ -13,7 +13,7 @@ TOKEN_ID = {token: i for i, token in enumerate(VOCAB)}
 PAD_ID, EOS_ID, NEWLINE_ID = TOKEN_ID[PAD], TOKEN_ID[EOS], TOKEN_ID["\n"]
 
 _SHAPES = {  # name: hidden, intermediate, layers, query heads, KV heads
-    "arith-draft": (64, 64, 1, 1, 1),
+    "arith-draft": (64, 64, 2, 1, 1),
     "arith-small": (64, 128, 3, 2, 1),
     "arith-large": (256, 448, 4, 4, 2),
 }

@@ -40,7 +40,7 @@ class _Recipe:
 
 
 _RECIPES = {
-    "arith-draft": _Recipe(steps=6000, batch=2048, lr=1.5e-2, seed=1),
+    "arith-draft": _Recipe(steps=4000, batch=2048, lr=1.5e-2, seed=1),
     "arith-small": _Recipe(steps=8000, batch=2048, lr=1.5e-2, seed=2),
     "arith-large": _Recipe(steps=2500, batch=2048, lr=8e-3, seed=3),
     "arith-prm": _Recipe(steps=300, batch=64, lr=1e-3, seed=4),

@@ -1,0 +1,88 @@
+"""A branch's bits depend on its own tokens: not on siblings, forks, batch, or how it was computed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import ttc_kernels
+from ttc_kernels.testing import assert_bitwise_equal
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+PAGE, HEADS, KV_HEADS, DIM = 16, 4, 2, 64
+NUM_PAGES = 300
+
+
+@pytest.fixture(params=DTYPES)
+def tensors(request):
+    g = torch.Generator().manual_seed(0)
+    cache = torch.randn(2, NUM_PAGES, PAGE, KV_HEADS, DIM, generator=g).to(request.param)
+    q = torch.randn(2000, HEADS, DIM, generator=g).to(request.param)
+    return cache[0], cache[1], q
+
+
+def attend(tensors, tables, kv_lens, q_lens, q_rows, deterministic=True, window_left=-1):
+    """Output and lse of row 0; q_rows names the rows of q to use."""
+    k, v, q = tensors
+    plan = ttc_kernels.plan_tree_attention(
+        tables, kv_lens, q_lens, page_size=PAGE, num_q_heads=HEADS, num_kv_heads=KV_HEADS,
+        head_dim=DIM, dtype=q.dtype, deterministic=deterministic, window_left=window_left,
+    )  # fmt: skip
+    out, lse = ttc_kernels.tree_attention(q[q_rows], k, v, plan)
+    return out[: q_lens[0]], lse[: q_lens[0]]
+
+
+SURVIVOR = np.arange(60, dtype=np.int32)
+
+
+@pytest.mark.parametrize("kv_len,q_len", [(1, 1), (100, 1), (256, 1), (257, 3), (905, 1), (960, 40)])
+@pytest.mark.parametrize("window_left", [-1, 130])
+def test_siblings_do_not_matter(tensors, kv_len, q_len, window_left):
+    alone = attend(tensors, [SURVIVOR], [kv_len], [q_len], list(range(q_len)), window_left=window_left)
+    rng = np.random.default_rng(0)
+    for num_siblings in (1, 3, 40):
+        tables, lens, q_lens, rows = [SURVIVOR], [kv_len], [q_len], list(range(q_len))
+        for i in range(num_siblings):
+            fork = int(rng.integers(0, 60))  # pages shared with the survivor
+            own = rng.permutation(np.arange(60, NUM_PAGES))[: 60 - fork]
+            tables.append(np.concatenate([SURVIVOR[:fork], own]).astype(np.int32))
+            lens.append(int(rng.integers(max(1, fork * PAGE), 961)))
+            q_lens.append(int(rng.integers(1, min(lens[-1], 30) + 1)))
+            rows += list(range(1000 + i, 1000 + i + q_lens[-1]))
+        together = attend(tensors, tables, lens, q_lens, rows, window_left=window_left)
+        assert_bitwise_equal(together[0], alone[0])
+        assert_bitwise_equal(together[1], alone[1])
+
+
+def test_a_token_has_the_same_bits_decoded_extended_or_prefilled(tensors):
+    """Position 600 computed alone, as the last of a step, and inside a prefill of 601 and of 700."""
+    at = 600
+    decoded = attend(tensors, [SURVIVOR], [at + 1], [1], [at])
+    for begin, end in ((580, 601), (0, 601), (0, 700), (590, 640)):
+        out, lse = attend(tensors, [SURVIVOR], [end], [end - begin], list(range(begin, end)))
+        assert_bitwise_equal(out[at - begin], decoded[0][0])
+        assert_bitwise_equal(lse[at - begin], decoded[1][0])
+
+
+def test_where_the_pages_are_does_not_matter(tensors):
+    """The same tokens in other pages: a copy after a fork, a swap, another pool."""
+    k, v, q = tensors
+    moved = np.arange(100, 160, dtype=np.int32)
+    k[moved], v[moved] = k[SURVIVOR], v[SURVIVOR]
+    original = attend((k, v, q), [SURVIVOR], [905], [1], [0])
+    other = attend((k, v, q), [moved], [905], [1], [0])
+    assert_bitwise_equal(other[0], original[0])
+
+
+@pytest.mark.parametrize("tensors", [torch.float32], indirect=True)
+def test_auto_plans_do_change_bits(tensors):
+    """The control: without deterministic=True a sibling moves the cut, and with it the rounding."""
+    alone = attend(tensors, [SURVIVOR], [905], [1], [0], deterministic=False)
+    sibling = np.concatenate([SURVIVOR[:37], np.arange(100, 123)]).astype(np.int32)
+    rows = [0, *range(1000, 1040)]
+    together = attend(
+        tensors, [SURVIVOR, *[sibling] * 40], [905] * 41, [1] * 41, rows, deterministic=False
+    )
+    assert not torch.equal(together[0], alone[0])
+    torch.testing.assert_close(together[0], alone[0])
