@@ -136,7 +136,9 @@ def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, 
     if lses.shape != outs.shape[:3]:
         raise ValueError(f"{op}: lses must be {list(outs.shape[:3])}, got {list(lses.shape)}")
     if lses.dtype != torch.float32 or lses.device != outs.device:
-        raise TypeError(f"{op}: lses must be float32 on {outs.device}, got {lses.dtype} on {lses.device}")
+        raise TypeError(
+            f"{op}: lses must be float32 on {outs.device}, got {lses.dtype} on {lses.device}"
+        )
     return torch.ops.ttc_kernels.merge_states(outs, lses)
 
 
@@ -149,7 +151,9 @@ def _check(
 ) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{_OP}: {name} must be a tensor, got {type(x).__name__}")
-    fits = x.dim() == len(shape) and all(w in (None, g) for w, g in zip(shape, x.shape, strict=True))
+    fits = x.dim() == len(shape) and all(
+        w in (None, g) for w, g in zip(shape, x.shape, strict=True)
+    )
     wanted = "[" + ", ".join("P" if w is None else str(w) for w in shape) + "]"
     if not fits or x.dtype != dtype or x.device.type != device.type:
         kind = ValueError if x.dtype == dtype else TypeError
@@ -158,7 +162,9 @@ def _check(
             f"got {list(x.shape)} {_short(x.dtype)} on {x.device}"
         )
     if x.shape[-1] > 1 and x.stride(-1) != 1:
-        raise ValueError(f"{_OP}: {name} must be contiguous in its last dimension, got {x.stride()}")
+        raise ValueError(
+            f"{_OP}: {name} must be contiguous in its last dimension, got {x.stride()}"
+        )
 
 
 def _short(dtype: torch.dtype) -> str:

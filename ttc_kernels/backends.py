@@ -9,8 +9,14 @@ from . import _load
 __all__ = ["backends", "cpu_instruction_sets"]
 
 _OPS = (
-    "tree_attention", "merge_states", "write_kv", "copy_pages", "score_steps", "row_descriptor", "sample_tokens",
-)  # fmt: skip
+    "tree_attention",
+    "merge_states",
+    "write_kv",
+    "copy_pages",
+    "score_steps",
+    "row_descriptor",
+    "sample_tokens",
+)
 
 
 def backends() -> dict[str, dict[str, str]]:

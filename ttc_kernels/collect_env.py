@@ -29,7 +29,8 @@ def collect_env() -> str:
     lines = [
         f"ttc_kernels {__version__} at {Path(__file__).parent}",
         f"python {platform.python_version()} on {platform.platform()}",
-        f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'}, threads {torch.get_num_threads()})",
+        f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}, "
+        f"{torch.get_num_threads()} threads",
         f"numpy {np.__version__}",
     ]
     for package in ("transformers", "safetensors", "tokenizers", "triton"):

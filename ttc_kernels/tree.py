@@ -78,7 +78,9 @@ class TreeAttentionPlan:
         new = _int_vector(kv_lens, "kv_lens")
         if new.shape != self._kv_lens.shape:
             _fail("kv_lens", f"int32 [{len(self._kv_lens)}]", f"[{len(new)}]")
-        grows = (new >= self._kv_lens) & (new <= self._capacity) & ((new == 0) == (self._kv_lens == 0))
+        grows = (
+            (new >= self._kv_lens) & (new <= self._capacity) & ((new == 0) == (self._kv_lens == 0))
+        )
         if grows.all():
             self._kv_lens[:] = new
         else:
@@ -91,8 +93,6 @@ class TreeAttentionPlan:
             f"unique_kv_tokens={s['unique_kv_tokens']}, path_kv_tokens={s['path_kv_tokens']}, "
             f"work_items={s['work_items']}, partials={s['partials']}, {s['decision']!r})"
         )
-
-
 
 
 def plan_tree_attention(
@@ -181,7 +181,9 @@ def _int_vector(value: Any, name: str) -> np.ndarray:
     if array.size == 0:
         array = array.astype(np.int32)
     if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(f"{_OP}: {name} must be an int32 vector, got {array.dtype} {list(array.shape)}")
+        raise TypeError(
+            f"{_OP}: {name} must be an int32 vector, got {array.dtype} {list(array.shape)}"
+        )
     if array.size and (array.max() > 2**31 - 1 or array.min() < -(2**31)):
         _fail(name, "within int32", f"{array.min()}..{array.max()}")
     return array.astype(np.int32)
@@ -204,7 +206,9 @@ def _tables(block_tables: Any, num_rows: int) -> np.ndarray | list[np.ndarray]:
     return tables
 
 
-def _draft_arrays(draft_parents: Sequence[Any] | None, q_lens: np.ndarray) -> list[np.ndarray | None]:
+def _draft_arrays(
+    draft_parents: Sequence[Any] | None, q_lens: np.ndarray
+) -> list[np.ndarray | None]:
     if draft_parents is None:
         return []
     if len(draft_parents) != len(q_lens):

@@ -16,16 +16,42 @@ if TYPE_CHECKING:
     from ttc_runtime.strategies import BestOfN, Greedy, Outcome, SelfConsistency, Strategy
 
 _HOME = {
-    "Branch": "branch", "Budget": "budget", "Usage": "budget", "Engine": "engine",
-    "Result": "result", "RewardModel": "rewards", "RewardSpec": "rewards",
-    "SamplingParams": "sampling", "Generate": "search", "Score": "search", "Search": "search",
-    "BestOfN": "strategies", "Greedy": "strategies", "Outcome": "strategies",
-    "SelfConsistency": "strategies", "Strategy": "strategies",
+    "Branch": "branch",
+    "Budget": "budget",
+    "Usage": "budget",
+    "Engine": "engine",
+    "Result": "result",
+    "RewardModel": "rewards",
+    "RewardSpec": "rewards",
+    "SamplingParams": "sampling",
+    "Generate": "search",
+    "Score": "search",
+    "Search": "search",
+    "BestOfN": "strategies",
+    "Greedy": "strategies",
+    "Outcome": "strategies",
+    "SelfConsistency": "strategies",
+    "Strategy": "strategies",
 }
 
-__all__ = ["BestOfN", "Branch", "Budget", "Engine", "Generate", "Greedy", "Outcome", "Result",
-           "RewardModel", "RewardSpec", "SamplingParams", "Score", "Search", "SelfConsistency",
-           "Strategy", "Usage"]
+__all__ = [
+    "BestOfN",
+    "Branch",
+    "Budget",
+    "Engine",
+    "Generate",
+    "Greedy",
+    "Outcome",
+    "Result",
+    "RewardModel",
+    "RewardSpec",
+    "SamplingParams",
+    "Score",
+    "Search",
+    "SelfConsistency",
+    "Strategy",
+    "Usage",
+]
 
 
 def __getattr__(name: str):

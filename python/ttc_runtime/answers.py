@@ -96,8 +96,12 @@ def _plain(answer: str) -> str:
     return re.sub(r"\s+", " ", answer.strip().strip("$").strip().rstrip("."))
 
 
-_BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-           ast.Div: operator.truediv}
+_BINARY = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 
 
 def _value(text: str) -> float | None:

@@ -46,33 +46,55 @@ class TreeForward:
         if window_left not in self._plans:
             cache = self.k_caches[0]
             self._plans[window_left] = plan_tree_attention(
-                self.block_tables, self.kv_lens, self.q_lens,
-                page_size=cache.shape[1], num_q_heads=self.num_q_heads,
-                num_kv_heads=cache.shape[2], head_dim=cache.shape[3], dtype=cache.dtype,
-                device=cache.device, window_left=window_left, deterministic=self.deterministic,
+                self.block_tables,
+                self.kv_lens,
+                self.q_lens,
+                page_size=cache.shape[1],
+                num_q_heads=self.num_q_heads,
+                num_kv_heads=cache.shape[2],
+                head_dim=cache.shape[3],
+                dtype=cache.dtype,
+                device=cache.device,
+                window_left=window_left,
+                deterministic=self.deterministic,
             )
         return self._plans[window_left]
 
 
 def _tree_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    *, tree: TreeForward, scaling: float | None = None, sliding_window: int | None = None,
-    softcap: float | None = None, s_aux: Tensor | None = None, **kwargs,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree: TreeForward,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs,
 ) -> tuple[Tensor, None]:
     """q ``[1, Hq, T, D]``, k and v ``[1, Hkv, T, D]`` as transformers hands them over."""
     if s_aux is not None or not getattr(module, "is_causal", True):
-        raise ValueError(f"tree attention: {type(module).__name__} uses attention sinks or is not "
-                         "causal, which these kernels do not compute")
+        raise ValueError(
+            f"tree attention: {type(module).__name__} uses attention sinks or is not "
+            "causal, which these kernels do not compute"
+        )
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     k_cache, v_cache = tree.k_caches[layer], tree.v_caches[layer]
     write_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), k_cache, v_cache, tree.slots)
     q = query[0].transpose(0, 1)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    out[tree.num_tokens:] = 0  # padding rows run on through the model: keep them finite
+    out[tree.num_tokens :] = 0  # padding rows run on through the model: keep them finite
     tree_attention(
-        q[: tree.num_tokens], k_cache, v_cache,
+        q[: tree.num_tokens],
+        k_cache,
+        v_cache,
         tree.plan(-1 if sliding_window is None else sliding_window - 1),
-        sm_scale=scaling, logits_soft_cap=softcap or 0.0, out=out[: tree.num_tokens],
+        sm_scale=scaling,
+        logits_soft_cap=softcap or 0.0,
+        out=out[: tree.num_tokens],
     )
     tree.layers_run += 1
     return out[None], None

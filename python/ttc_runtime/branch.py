@@ -52,12 +52,18 @@ class Branch:
         "stop_reason",
     )
 
-    def __init__(self, search: Search, tokens: list[int], parent: Branch | None = None,
-                 path: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        search: Search,
+        tokens: list[int],
+        parent: Branch | None = None,
+        path: tuple[int, ...] = (),
+    ) -> None:
         self.search, self.parent, self.path = search, parent, path
         self.seed = branch_seed(search.seed, search.problem, path)
         self.sequence: Sequence = Sequence(
-            tokens, search.policy_ledger, None if parent is None else parent.sequence)
+            tokens, search.policy_ledger, None if parent is None else parent.sequence
+        )
         self.stop_reason: str | None = None
         self.freed = False
         self.children: list[Branch] = []
@@ -71,7 +77,7 @@ class Branch:
     @property
     def tokens(self) -> list[int]:
         """Generated token ids, the prompt's left out."""
-        return self.sequence.tokens[self.search.prompt_tokens:]
+        return self.sequence.tokens[self.search.prompt_tokens :]
 
     @property
     def text(self) -> str:
@@ -91,8 +97,10 @@ class Branch:
         if not isinstance(n, int) or n < 1:
             raise ValueError(f"Branch.fork: n must be an integer >= 1, got {n!r}")
         first = len(self.children)
-        kids = [Branch(self.search, self.sequence.tokens[:], self, (*self.path, first + i))
-                for i in range(n)]
+        kids = [
+            Branch(self.search, self.sequence.tokens[:], self, (*self.path, first + i))
+            for i in range(n)
+        ]
         self.children += kids
         return kids
 
@@ -137,5 +145,7 @@ class Branch:
             raise ValueError(f"Branch.{operation}: branch {self.path} is being generated or scored")
 
     def __repr__(self) -> str:
-        return (f"Branch(path={self.path}, tokens={len(self.tokens)}, steps={len(self.steps)}, "
-                f"stop_reason={self.stop_reason!r})")
+        return (
+            f"Branch(path={self.path}, tokens={len(self.tokens)}, steps={len(self.steps)}, "
+            f"stop_reason={self.stop_reason!r})"
+        )

@@ -64,7 +64,8 @@ class Usage:
         mine, theirs = asdict(self), asdict(other)
         merged = {
             key: max(mine[key], theirs[key]) if key.startswith("peak") else mine[key] + theirs[key]
-            for key in mine if key != "seconds"
+            for key in mine
+            if key != "seconds"
         }
         phases = [*mine["seconds"], *(k for k in theirs["seconds"] if k not in mine["seconds"])]
         seconds = {k: mine["seconds"].get(k, 0.0) + theirs["seconds"].get(k, 0.0) for k in phases}

@@ -16,8 +16,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-app = typer.Typer(help="Test-time search over kernels that share every prefix.",
-                  no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Test-time search over kernels that share every prefix.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 _out = Console()
 _err = Console(stderr=True)
 
@@ -33,9 +37,15 @@ def main() -> None:
 
 def progress_bar() -> Progress:
     """The bar of every command that solves problems."""
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                    TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-                    console=_err)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=_err,
+    )
 
 
 def _quiet_loading() -> None:
@@ -93,13 +103,24 @@ def solve(
     with ResultWriter(out, strategy, seed) as writer:
         todo = [record for record in read.records if str(record["id"]) not in writer.done]
         if len(todo) < len(read.records):
-            _err.print(f"{len(read.records) - len(todo)} of {len(read.records)} problems are "
-                       f"in {out} already", markup=False, soft_wrap=True)
+            _err.print(
+                f"{len(read.records) - len(todo)} of {len(read.records)} problems are "
+                f"in {out} already",
+                markup=False,
+                soft_wrap=True,
+            )
         if todo:
             _quiet_loading()
             engine = Engine.from_pretrained(
-                model, reward, device=device, dtype=dtype, kv_memory=kv_memory,
-                page_size=page_size, deterministic=deterministic, step_separator=step_separator)
+                model,
+                reward,
+                device=device,
+                dtype=dtype,
+                kv_memory=kv_memory,
+                page_size=page_size,
+                deterministic=deterministic,
+                step_separator=step_separator,
+            )
             started, results = time.monotonic(), []
             with progress_bar() as bar:
                 row = bar.add_task(strategy, total=len(todo), note="")
@@ -108,8 +129,12 @@ def solve(
                     results.append(result)
                     bar.update(row, advance=1, note=_note(results))
                     if result.error is not None:
-                        bar.console.print(f"problem {result.id}: {result.error}", style="red",
-                                          markup=False, soft_wrap=True)
+                        bar.console.print(
+                            f"problem {result.id}: {result.error}",
+                            style="red",
+                            markup=False,
+                            soft_wrap=True,
+                        )
             _out.print(summary(results, time.monotonic() - started, f"{strategy} on {model}"))
     if read.errors:
         raise typer.Exit(1)

@@ -18,8 +18,9 @@ from ttc_runtime.strategies import BestOfN, Greedy, SelfConsistency
 _BANDS = ("easy", "medium", "hard")
 
 
-def run_demo(console: Console, progress: Callable[[], Progress], n: int, limit: int | None,
-             seed: int) -> None:
+def run_demo(
+    console: Console, progress: Callable[[], Progress], n: int, limit: int | None, seed: int
+) -> None:
     """Solve ``zoo:arith-test`` with three strategies and print one table.
 
     console: where the table goes. progress: makes a progress bar. n: completions a problem. limit:

@@ -47,9 +47,18 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, reward: str | Path | RewardModel | None = None, draft=None, *,
-        device="auto", dtype="auto", kv_memory: int | str = "1GiB", page_size: int = 16,
-        deterministic: bool = True, row_block: int = 64, step_separator: str | None = None,
+        cls,
+        model: str | Path,
+        reward: str | Path | RewardModel | None = None,
+        draft=None,
+        *,
+        device="auto",
+        dtype="auto",
+        kv_memory: int | str = "1GiB",
+        page_size: int = 16,
+        deterministic: bool = True,
+        row_block: int = 64,
+        step_separator: str | None = None,
         max_batch: int = 256,
     ) -> Engine:
         """Load models from local directories; the network is never asked.
@@ -67,15 +76,22 @@ class Engine:
         >>> engine = Engine.from_pretrained("zoo:arith-small")         # doctest: +SKIP
         """
         if draft is not None:
-            raise ValueError("Engine: draft must be None; speculative decoding is not available "
-                             "yet, every strategy runs on the policy alone")
+            raise ValueError(
+                "Engine: draft must be None; speculative decoding is not available "
+                "yet, every strategy runs on the policy alone"
+            )
         if max_batch < 1:
             raise ValueError(f"Engine: max_batch must be >= 1, got {max_batch!r}")
         is_zoo = str(model).startswith("zoo:")
         separator = step_separator or ("\n" if is_zoo else "\n\n")
         memory = parse_bytes(kv_memory)
-        shared = {"device": device, "dtype": dtype, "page_size": page_size,
-                  "deterministic": deterministic, "row_block": row_block}
+        shared = {
+            "device": device,
+            "dtype": dtype,
+            "page_size": page_size,
+            "deterministic": deterministic,
+            "row_block": row_block,
+        }
         path = model_directory(model)
         paged = PagedModel(path, CAUSAL_LM, **shared)
         tokenizer = load_tokenizer(path)
@@ -85,16 +101,20 @@ class Engine:
         page_bytes = paged.page_bytes + (reward.model.page_bytes if reward else 0)
         num_pages = memory // page_bytes
         if num_pages < 1:
-            raise ValueError(f"Engine: kv_memory of {memory} bytes is less than the {page_bytes} "
-                             f"of one page of {page_size} tokens")
+            raise ValueError(
+                f"Engine: kv_memory of {memory} bytes is less than the {page_bytes} "
+                f"of one page of {page_size} tokens"
+            )
         paged.allocate(num_pages)
         if reward is not None:
             reward.model.allocate(num_pages)
-        return cls(Policy(paged, tokenizer, separator), reward, extractor_for(str(model)),
-                   max_batch)
+        return cls(
+            Policy(paged, tokenizer, separator), reward, extractor_for(str(model)), max_batch
+        )
 
-    def solve(self, problem: str, strategy: Strategy, budget: Budget | None = None,
-              seed: int = 0) -> Result:
+    def solve(
+        self, problem: str, strategy: Strategy, budget: Budget | None = None, seed: int = 0
+    ) -> Result:
         """Solve one problem.
 
         problem: its text. strategy: such as ``BestOfN(16)``. budget: limits of the whole tree.
@@ -109,17 +129,23 @@ class Engine:
             raise ValueError(result.error)
         return result
 
-    def solve_all(self, problems: Iterable[str | dict], strategy: Strategy,
-                  budget: Budget | None = None, seed: int = 0,
-                  progress: bool = False) -> list[Result]:
+    def solve_all(
+        self,
+        problems: Iterable[str | dict],
+        strategy: Strategy,
+        budget: Budget | None = None,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> list[Result]:
         """Solve many problems together; results in the problems' order.
 
         problems: texts, or dicts with ``problem`` and optionally ``id`` and ``answer``. budget: of
         each problem. progress: show a bar. A problem that fails has ``error`` set and does not stop
         the others.
         """
-        records = [p if isinstance(p, dict) else {"id": i, "problem": p}
-                   for i, p in enumerate(problems)]
+        records = [
+            p if isinstance(p, dict) else {"id": i, "problem": p} for i, p in enumerate(problems)
+        ]
         results: Iterable[Result] = self.stream(records, strategy, budget, seed)
         if progress:
             from rich.progress import track
@@ -133,8 +159,13 @@ class Engine:
             while lane is not None and lane.lane.cache.evict():
                 pass
 
-    def stream(self, records: Iterable[dict], strategy: Strategy, budget: Budget | None = None,
-               seed: int = 0) -> Iterator[Result]:
+    def stream(
+        self,
+        records: Iterable[dict],
+        strategy: Strategy,
+        budget: Budget | None = None,
+        seed: int = 0,
+    ) -> Iterator[Result]:
         """Like `solve_all`, but yields each result as soon as it is there, in any order."""
         limits = budget or Budget()
         checked = [_check_record(i, record) for i, record in enumerate(records)]
@@ -154,6 +185,8 @@ class Engine:
 
 def _check_record(index: int, record: dict) -> dict:
     if not isinstance(record.get("problem"), str) or not record["problem"]:
-        raise ValueError(f"problems: entry {index} needs a non-empty text 'problem', "
-                         f"got {record.get('problem')!r}")
+        raise ValueError(
+            f"problems: entry {index} needs a non-empty text 'problem', "
+            f"got {record.get('problem')!r}"
+        )
     return {"id": index, **record}

@@ -49,8 +49,9 @@ class Policy:
         """Token ids of a problem, through the chat template where the tokenizer has one."""
         if self.tokenizer.chat_template:
             messages = [{"role": "user", "content": problem}]
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True,
-                                                      tokenize=False)
+            text = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False
+            )
             return self.encode(text)
         return self.tokenizer(problem)["input_ids"]
 
@@ -83,8 +84,9 @@ class Policy:
                 branch.stop_reason, search.budget_hit = "budget", True
                 continue
             branch.stop_reason = None
-            limit = min(search.prompt_tokens + work.sampling.max_tokens,
-                        self.lane.model.max_positions)
+            limit = min(
+                search.prompt_tokens + work.sampling.max_tokens, self.lane.model.max_positions
+            )
             growth = _Growth(branch, work, ends, limit)
             if len(branch.sequence.tokens) >= limit:
                 self._stop(growth, self._length_reason(growth))
@@ -256,12 +258,18 @@ class Policy:
 def _sampling_arguments(growths: list[_Growth]) -> dict:
     """Filters for `row_descriptor`: numbers if all rows agree, as they mostly do, else tensors."""
     first: SamplingParams = growths[0].sampling
-    names = {"temperature": torch.float32, "top_k": torch.int32, "top_p": torch.float32,
-             "min_p": torch.float32}
+    names = {
+        "temperature": torch.float32,
+        "top_k": torch.int32,
+        "top_p": torch.float32,
+        "min_p": torch.float32,
+    }
     if all(g.sampling is first for g in growths):
         return {name: getattr(first, name) for name in names}
-    return {name: torch.tensor([getattr(g.sampling, name) for g in growths], dtype=dtype)
-            for name, dtype in names.items()}
+    return {
+        name: torch.tensor([getattr(g.sampling, name) for g in growths], dtype=dtype)
+        for name, dtype in names.items()
+    }
 
 
 def _logprobs(logits: Tensor, desc: Tensor, drawn: Tensor) -> Tensor:

@@ -131,8 +131,12 @@ class Lane:
                 keep.append(np.array([offset + count - 1]))
             offset += count
         return self.model.forward(
-            np.concatenate(ids), np.concatenate(positions), np.concatenate(slots),
-            [_kv(s) for s in rows], (starts + q_lens).astype(np.int32), q_lens,
+            np.concatenate(ids),
+            np.concatenate(positions),
+            np.concatenate(slots),
+            [_kv(s) for s in rows],
+            (starts + q_lens).astype(np.int32),
+            q_lens,
             np.concatenate(keep),
         )
 

@@ -45,8 +45,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cpu")
     if str(device).startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device: {str(device)!r} was asked for, but torch sees no CUDA GPU")
-    raise ValueError(f"device: expected 'auto' or 'cpu', the devices this runtime is tested on, "
-                     f"got {str(device)!r}")
+    raise ValueError(
+        f"device: expected 'auto' or 'cpu', the devices this runtime is tested on, "
+        f"got {str(device)!r}"
+    )
 
 
 def load_tokenizer(directory: Path):
@@ -56,8 +58,9 @@ def load_tokenizer(directory: Path):
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokenizer: none could be loaded from {str(directory)!r}: {error}"
-                         ) from error
+        raise ValueError(
+            f"tokenizer: none could be loaded from {str(directory)!r}: {error}"
+        ) from error
 
 
 class PagedModel:
@@ -73,8 +76,15 @@ class PagedModel:
     """
 
     def __init__(
-        self, directory: Path, auto_class: str = CAUSAL_LM, *, device="auto", dtype="auto",
-        page_size: int = 16, deterministic: bool = True, row_block: int = 64,
+        self,
+        directory: Path,
+        auto_class: str = CAUSAL_LM,
+        *,
+        device="auto",
+        dtype="auto",
+        page_size: int = 16,
+        deterministic: bool = True,
+        row_block: int = 64,
     ) -> None:
         if page_size not in PAGE_SIZES:
             raise ValueError(f"page_size: expected one of {PAGE_SIZES}, got {page_size!r}")
@@ -90,8 +100,9 @@ class PagedModel:
         self.max_positions = config.max_position_embeddings
         self.vocab_size = config.vocab_size
         if self.head_dim not in HEAD_DIMS:
-            raise ValueError(f"{directory}: head_dim must be one of {HEAD_DIMS}, "
-                             f"got {self.head_dim}")
+            raise ValueError(
+                f"{directory}: head_dim must be one of {HEAD_DIMS}, got {self.head_dim}"
+            )
         linears = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
         self.num_weights = sum(m.weight.numel() for m in linears)
         self.row_block = row_block if deterministic else 1
@@ -148,8 +159,14 @@ class PagedModel:
 
     @torch.inference_mode()
     def forward(
-        self, token_ids: np.ndarray, positions: np.ndarray, slots: np.ndarray, branches: list,
-        kv_lens: np.ndarray, q_lens: np.ndarray, keep: np.ndarray,
+        self,
+        token_ids: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        branches: list,
+        kv_lens: np.ndarray,
+        q_lens: np.ndarray,
+        keep: np.ndarray,
     ) -> Tensor:
         """Run the new tokens of many branches in one pass.
 
@@ -162,14 +179,21 @@ class PagedModel:
         padding = -num_tokens % self.row_block
         self.run_copies()
         tree = attention.TreeForward(
-            self.k_caches, self.v_caches, self._tensor(slots, padding, -1), num_tokens,
-            self.pool.block_tables(branches), kv_lens, q_lens, self.num_q_heads,
+            self.k_caches,
+            self.v_caches,
+            self._tensor(slots, padding, -1),
+            num_tokens,
+            self.pool.block_tables(branches),
+            kv_lens,
+            q_lens,
+            self.num_q_heads,
             self.deterministic,
         )
         inputs = {
             "input_ids": self._tensor(token_ids, padding, 0)[None],
             "position_ids": self._tensor(positions, padding, 0)[None],
-            "use_cache": False, "tree": tree,
+            "use_cache": False,
+            "tree": tree,
         }
         if hasattr(self.model, "lm_head"):
             padded = self._tensor(keep, -num_kept % self.row_block, 0)
@@ -200,14 +224,18 @@ def _load(directory: Path, auto_class: str, device: torch.device, dtype):
     _check_config(config, directory, auto_class)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
-            directory, local_files_only=True, dtype=wanted, attn_implementation=attention.NAME,
+            directory,
+            local_files_only=True,
+            dtype=wanted,
+            attn_implementation=attention.NAME,
             output_loading_info=True,
         )
     except OSError as error:
         raise ValueError(f"{directory}: no weights could be loaded: {error}") from error
     if info["missing_keys"]:
-        raise ValueError(f"{directory}: weights missing for {auto_class}: "
-                         f"{sorted(info['missing_keys'])[:4]}")
+        raise ValueError(
+            f"{directory}: weights missing for {auto_class}: {sorted(info['missing_keys'])[:4]}"
+        )
     if wanted == "auto" and model.dtype == torch.float16 and device.type == "cpu":
         model = model.float()
     for name, weight in model.named_parameters():

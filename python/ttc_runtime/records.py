@@ -108,9 +108,12 @@ class ResultWriter:
         except OSError as error:
             if os.path.isfile(self.path):
                 os.ftruncate(self._file, self._end)
-            raise OSError(error.errno, f"result {result.id!r} could not be written "
-                          f"({os.strerror(error.errno or 0)}); the results before it are kept",
-                          str(self.path)) from error
+            raise OSError(
+                error.errno,
+                f"result {result.id!r} could not be written "
+                f"({os.strerror(error.errno or 0)}); the results before it are kept",
+                str(self.path),
+            ) from error
         self._end += len(line)
         self.done.add(str(result.id))
 

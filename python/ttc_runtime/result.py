@@ -48,23 +48,43 @@ class Result:
     def record(self) -> dict:
         """The result as one JSON object of a results file; scores that are NaN become null."""
         return {
-            "id": self.id, "problem": self.problem, "answer": self.answer_key,
-            "pred": self.answer, "correct": self.correct,
+            "id": self.id,
+            "problem": self.problem,
+            "answer": self.answer_key,
+            "pred": self.answer,
+            "correct": self.correct,
             "completions": [branch.text for branch in self.branches],
             "scores": [[s if s == s else None for s in b.step_scores] for b in self.branches],
-            "pred_maj": self.pred_majority, "pred_weighted": self.pred_weighted,
-            "pred_naive": self.pred_naive, "usage": asdict(self.usage),
-            "stop_reason": self.stop_reason, "seed": self.seed, "strategy": self.strategy,
+            "pred_maj": self.pred_majority,
+            "pred_weighted": self.pred_weighted,
+            "pred_naive": self.pred_naive,
+            "usage": asdict(self.usage),
+            "stop_reason": self.stop_reason,
+            "seed": self.seed,
+            "strategy": self.strategy,
             **({"error": self.error} if self.error is not None else {}),
         }
 
 
-def make_result(task: Task, record: dict, strategy: Strategy, seed: int,
-                extract: Callable[[str], str | None], aggregation: str) -> Result:
+def make_result(
+    task: Task,
+    record: dict,
+    strategy: Strategy,
+    seed: int,
+    extract: Callable[[str], str | None],
+    aggregation: str,
+) -> Result:
     """The result of a finished task."""
     key = record.get("answer")
-    result = Result(task.index, record["id"], record["problem"], None if key is None else str(key),
-                    strategy.name, seed, error=task.error)
+    result = Result(
+        task.index,
+        record["id"],
+        record["problem"],
+        None if key is None else str(key),
+        strategy.name,
+        seed,
+        error=task.error,
+    )
     if task.search is not None:
         result.tree, result.usage = task.search.root, task.search.usage
     outcome = task.outcome

@@ -35,14 +35,17 @@ class SamplingParams:
             "top_k": (isinstance(self.top_k, int) and self.top_k >= 0, "an integer >= 0"),
             "top_p": (0 < self.top_p <= 1, "a number in (0, 1]"),
             "min_p": (0 <= self.min_p <= 1, "a number in [0, 1]"),
-            "max_tokens": (isinstance(self.max_tokens, int) and self.max_tokens >= 1,
-                           "an integer >= 1"),
+            "max_tokens": (
+                isinstance(self.max_tokens, int) and self.max_tokens >= 1,
+                "an integer >= 1",
+            ),
             "stop": (all(isinstance(s, str) and s for s in stops), "non-empty strings"),
         }
         for name, (good, expected) in checks.items():
             if not good:
-                raise ValueError(f"SamplingParams: {name} must be {expected}, "
-                                 f"got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"SamplingParams: {name} must be {expected}, got {getattr(self, name)!r}"
+                )
 
 
 class TextEnds:
@@ -81,7 +84,7 @@ def completes(tokenizer, token_ids: list[int], strings: tuple[str, ...]) -> bool
     if not strings:
         return False
     # A token may be a part of a character: four for a character's bytes, and some for context.
-    tail = token_ids[-(4 * max(map(len, strings)) + 8):]
+    tail = token_ids[-(4 * max(map(len, strings)) + 8) :]
     before = len(tokenizer.decode(tail[:-1]).rstrip("\ufffd"))
     text = tokenizer.decode(tail)
     return any(text.find(s, max(0, before - len(s) + 1)) >= 0 for s in strings)

@@ -74,8 +74,9 @@ class Scheduler:
 
     def _start(self, queue: Iterator[Task], done: list[Task]) -> bool:
         """Start problems while there is room. Returns whether there may be more."""
-        while (self.policy.num_growing < self.max_batch
-               and not any(active.search.paused for active in self._active)):
+        while self.policy.num_growing < self.max_batch and not any(
+            active.search.paused for active in self._active
+        ):
             task = next(queue, None)
             if task is None:
                 return False

@@ -57,7 +57,7 @@ class Scorer:
                 tokens = _reward(parent).tokens[: branch.reward_ends[-1]]
                 branch.reward = Sequence(tokens, search.reward_ledger, parent.reward)
         branch.step_scores += [_NAN] * (num_steps - len(branch.step_scores))
-        for step in branch.steps[len(branch.reward_ends) - 1: num_steps]:
+        for step in branch.steps[len(branch.reward_ends) - 1 : num_steps]:
             ids = spec.step_tokens(tokenizer, step)
             end = branch.reward_ends[-1] + len(ids)
             if end > self.lane.model.max_positions or not self._affordable(search, len(ids)):
@@ -109,6 +109,7 @@ class Scorer:
 
     def _collector(self, wanted: list[tuple[Branch, int]]):
         """A function for `Lane.run` that notes the step of each output it asks for."""
+
         def step_ends(sequence: Sequence, first: int, end: int) -> list[int]:
             branch = self._owners[id(sequence)]
             steps = [k for k, e in enumerate(branch.reward_ends[1:]) if first < e <= end]

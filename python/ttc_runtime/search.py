@@ -48,8 +48,9 @@ class Search:
     room to generate.
     """
 
-    def __init__(self, problem: str, policy: Policy, scorer: Scorer | None, budget: Budget,
-                 seed: int) -> None:
+    def __init__(
+        self, problem: str, policy: Policy, scorer: Scorer | None, budget: Budget, seed: int
+    ) -> None:
         self.problem, self.policy, self.scorer = problem, policy, scorer
         self.budget, self.seed, self.separator = budget, seed, policy.separator
         self.usage = Usage()
@@ -66,8 +67,10 @@ class Search:
             raise ValueError("problem: the prompt has no tokens")
         longest = policy.lane.model.max_positions
         if len(tokens) >= longest:
-            raise ValueError(f"problem: the prompt has {len(tokens)} tokens, which leaves no room "
-                             f"in the policy's context of {longest}")
+            raise ValueError(
+                f"problem: the prompt has {len(tokens)} tokens, which leaves no room "
+                f"in the policy's context of {longest}"
+            )
         self.prompt_tokens = len(tokens)
         self.root = Branch(self, tokens)
 
@@ -108,8 +111,10 @@ class Search:
         if self.scorer is not None:
             usage.flops += 2 * self.scorer.lane.model.num_weights * reward.run
         usage.seconds = {
-            **policy.seconds, "sample": self.sample_seconds,
-            "score": sum(reward.seconds.values()), "total": time.monotonic() - self.started,
+            **policy.seconds,
+            "sample": self.sample_seconds,
+            "score": sum(reward.seconds.values()),
+            "total": time.monotonic() - self.started,
         }
         return usage
 

@@ -1,4 +1,4 @@
-"""One attention case: a workload with tensors, what the definition says, and what plain torch says."""
+"""One attention case: tensors of a workload, what the definition says, what plain torch says."""
 
 from __future__ import annotations
 

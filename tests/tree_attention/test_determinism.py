@@ -1,4 +1,4 @@
-"""A branch's bits depend on its own tokens: not on siblings, forks, batch, or how it was computed."""
+"""A branch's bits depend on its own tokens: not on siblings, forks, batch, or how it was run."""
 
 from __future__ import annotations
 
@@ -36,10 +36,14 @@ def attend(tensors, tables, kv_lens, q_lens, q_rows, deterministic=True, window_
 SURVIVOR = np.arange(60, dtype=np.int32)
 
 
-@pytest.mark.parametrize("kv_len,q_len", [(1, 1), (100, 1), (256, 1), (257, 3), (905, 1), (960, 40)])
+@pytest.mark.parametrize(
+    "kv_len,q_len", [(1, 1), (100, 1), (256, 1), (257, 3), (905, 1), (960, 40)]
+)
 @pytest.mark.parametrize("window_left", [-1, 130])
 def test_siblings_do_not_matter(tensors, kv_len, q_len, window_left):
-    alone = attend(tensors, [SURVIVOR], [kv_len], [q_len], list(range(q_len)), window_left=window_left)
+    alone = attend(
+        tensors, [SURVIVOR], [kv_len], [q_len], list(range(q_len)), window_left=window_left
+    )
     rng = np.random.default_rng(0)
     for num_siblings in (1, 3, 40):
         tables, lens, q_lens, rows = [SURVIVOR], [kv_len], [q_len], list(range(q_len))
@@ -56,7 +60,7 @@ def test_siblings_do_not_matter(tensors, kv_len, q_len, window_left):
 
 
 def test_a_token_has_the_same_bits_decoded_extended_or_prefilled(tensors):
-    """Position 600 computed alone, as the last of a step, and inside a prefill of 601 and of 700."""
+    """Position 600 computed alone, at the end of a step, and inside prefills of 601 and 700."""
     at = 600
     decoded = attend(tensors, [SURVIVOR], [at + 1], [1], [at])
     for begin, end in ((580, 601), (0, 601), (0, 700), (590, 640)):

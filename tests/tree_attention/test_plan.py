@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -66,7 +68,7 @@ def test_every_query_is_covered_once_in_path_order():
         for query in range(16):
             runs = sorted((k0, k1) for q0, n, k0, k1 in items if q0 <= query < q0 + n)
             assert runs[0][0] == 0 and runs[-1][1] >= 123
-            assert all(a[1] == b[0] for a, b in zip(runs, runs[1:], strict=False))
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(runs))
             if deterministic:
                 assert all(k0 % 256 == 0 for k0, _ in runs)
 
@@ -116,7 +118,11 @@ GOOD = {"block_tables": [[0, 1], [0, 2]], "kv_lens": [20, 24], "q_lens": [1, 2]}
         ({"kv_lens": [20, 1]}, ValueError, r"kv_lens\[1\] counts the row's own 2 query tokens"),
         ({"q_lens": [1]}, ValueError, "q_lens must be int32"),
         ({"q_lens": [1, -2]}, ValueError, r"q_lens\[1\] must be >= 0, got -2"),
-        ({"block_tables": [[0, 1], [0, -3]]}, ValueError, r"block_tables\[1\]\[1\] must be a page id"),
+        (
+            {"block_tables": [[0, 1], [0, -3]]},
+            ValueError,
+            r"block_tables\[1\]\[1\] must be a page id",
+        ),
         ({"page_size": 0}, ValueError, "page_size must be at least 1"),
         ({"num_q_heads": 3}, ValueError, "num_q_heads must be a positive multiple"),
         ({"head_dim": 80}, ValueError, "head_dim must be 64, 96, 128 or 256, got 80"),
@@ -125,7 +131,11 @@ GOOD = {"block_tables": [[0, 1], [0, 2]], "kv_lens": [20, 24], "q_lens": [1, 2]}
         ({"device": "meta"}, ValueError, "device must be cpu"),
         ({"draft_parents": [None]}, ValueError, "draft_parents must be 2 entries"),
         ({"draft_parents": [None, [-1]]}, ValueError, r"draft_parents\[1\] must be int32 \[2\]"),
-        ({"draft_parents": [None, [1, -1]]}, ValueError, r"draft_parents\[1\]\[0\] must name an earlier"),
+        (
+            {"draft_parents": [None, [1, -1]]},
+            ValueError,
+            r"draft_parents\[1\]\[0\] must name an earlier",
+        ),
         ({"draft_parents": [None, [-1, -2]]}, ValueError, r"draft_parents\[1\]\[1\] must name"),
     ],
 )
@@ -140,9 +150,19 @@ def test_attention_refuses_before_it_writes():
     q, cache = torch.randn(3, 4, 64), torch.randn(3, 16, 2, 64)
     out = torch.full_like(q, 7.0)
     cases = [
-        ((q[:2], cache, cache, plan), {}, ValueError, r"q must be \[3, 4, 64\] float32 on cpu, got \[2, 4, 64\]"),
+        (
+            (q[:2], cache, cache, plan),
+            {},
+            ValueError,
+            r"q must be \[3, 4, 64\] float32 on cpu, got \[2, 4, 64\]",
+        ),
         ((q.half(), cache, cache, plan), {}, TypeError, "q must be .* got .* float16"),
-        ((q, cache[:2], cache, plan), {}, ValueError, "k_cache must hold every planned page, the largest is 2"),
+        (
+            (q, cache[:2], cache, plan),
+            {},
+            ValueError,
+            "k_cache must hold every planned page, the largest is 2",
+        ),
         ((q, cache, cache[:, :8], plan), {}, ValueError, "v_cache must be"),
         ((q, cache, cache, "plan"), {}, TypeError, "plan must be a TreeAttentionPlan"),
         ((q, cache, cache, plan), {"sm_scale": -1.0}, ValueError, "sm_scale must be positive"),
@@ -155,7 +175,9 @@ def test_attention_refuses_before_it_writes():
             ttc_kernels.tree_attention(*arguments, out=out, **options)
         assert (out == 7).all()
     with pytest.raises(ValueError, match="plan must be the whole buffer"):
-        torch.ops.ttc_kernels.tree_attention(q, cache, cache, plan.buffer[:-1], 1.0, 0.0, out, torch.zeros(3, 4))
+        torch.ops.ttc_kernels.tree_attention(
+            q, cache, cache, plan.buffer[:-1], 1.0, 0.0, out, torch.zeros(3, 4)
+        )
 
 
 def test_planning_is_fast_and_linear():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -36,7 +37,11 @@ def test_forest_every_dtype_and_head_dim(make_case, dtype, head_dim, determinist
 @pytest.mark.parametrize("page_size", [1, 8, 16, 32, 64, 128])
 def test_random_forests(make_case, page_size, seed):
     load = random_forest(
-        seed, num_nodes=40, max_tokens=[3, 50, 300][seed % 3], page_size=page_size, max_q_len=1 + 4 * (seed % 2)
+        seed,
+        num_nodes=40,
+        max_tokens=[3, 50, 300][seed % 3],
+        page_size=page_size,
+        max_q_len=1 + 4 * (seed % 2),
     )
     case = make_case(load, DTYPES[seed % 3], num_q_heads=[2, 6, 14][seed % 3], seed=seed)
     case.check(deterministic=seed % 2 == 1)
@@ -101,17 +106,21 @@ def test_chain_of_one_token_nodes(make_case, deterministic):
 
 def test_published_trees(make_case):
     make_case(published_tree([1, 2, 64], [8, 256, 32]), head_dim=128).check()
-    make_case(published_tree([1, 2, 4, 8, 16, 64], [16, 16, 16, 16, 16, 16]), torch.bfloat16).check()
+    make_case(
+        published_tree([1, 2, 4, 8, 16, 64], [16, 16, 16, 16, 16, 16]), torch.bfloat16
+    ).check()
 
 
 def test_duplicate_and_inner_queries(make_case):
     """Rows with the same pages, and a row that ends where another goes on, share what they can."""
     load = from_nodes("inner", [(-1, 64), (0, 40)])
     table = load.block_tables[0]
-    load = type(load)(
-        "inner", 16, load.num_pages, [table, table, table[:4], table], np.array([104, 104, 64, 90], np.int32),
-        np.array([1, 3, 2, 1], np.int32), load.copies,
-    )  # fmt: skip
+    load = dataclasses.replace(
+        load,
+        block_tables=[table, table, table[:4], table],
+        kv_lens=np.array([104, 104, 64, 90], np.int32),
+        q_lens=np.array([1, 3, 2, 1], np.int32),
+    )
     case = make_case(load)
     case.check()
     case.check(deterministic=True)
@@ -174,8 +183,21 @@ def test_strided_inputs(make_case):
 def test_lesser_instruction_sets(isa):
     """The same cases in a process that may only use lesser instructions."""
     keyword = "(test_forest_every_dtype_and_head_dim and (64 or 96)) or test_draft_trees"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", keyword]
-    done = subprocess.run(command, env={**os.environ, "TTC_CPU_ISA": isa}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        keyword,
+    ]
+    done = subprocess.run(
+        command, env={**os.environ, "TTC_CPU_ISA": isa}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:]
 
 
@@ -197,7 +219,16 @@ def test_threads_do_not_change_bits(make_case):
 def test_opcheck(make_case):
     case = make_case(random_forest(6, max_q_len=3))
     out, lse = torch.empty_like(case.q), torch.empty(case.q.shape[:2])
-    args = (case.q, case.k_cache.nan_to_num(), case.v_cache.nan_to_num(), case.plan().buffer, 0.125, 0.0, out, lse)
+    args = (
+        case.q,
+        case.k_cache.nan_to_num(),
+        case.v_cache.nan_to_num(),
+        case.plan().buffer,
+        0.125,
+        0.0,
+        out,
+        lse,
+    )
     torch.library.opcheck(torch.ops.ttc_kernels.tree_attention.default, args)
 
 

@@ -13,16 +13,30 @@ from transformers import PreTrainedTokenizerFast
 CHARACTERS = ["<pad>", "<eos>", "<unk>", "\n", *"0123456789+-*=#abcdefghijklmnopqrstuvwxyz "]
 
 _SHAPE = {
-    "vocab_size": len(CHARACTERS), "hidden_size": 128, "intermediate_size": 192,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
-    "max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None,
+    "vocab_size": len(CHARACTERS),
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
     "tie_word_embeddings": False,
 }
 _EXTRA = {
-    "Llama": {}, "Qwen2": {"num_attention_heads": 2, "num_key_value_heads": 1}, "Qwen3": {},
+    "Llama": {},
+    "Qwen2": {"num_attention_heads": 2, "num_key_value_heads": 1},
+    "Qwen3": {},
     "Mistral": {"sliding_window": 9},
-    "Gemma2": {"sliding_window": 7, "query_pre_attn_scalar": 96, "attn_logit_softcapping": 5.0,
-               "final_logit_softcapping": 3.0},
+    "Gemma2": {
+        "sliding_window": 7,
+        "query_pre_attn_scalar": 96,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 3.0,
+    },
 }
 ARCHITECTURES = tuple(_EXTRA)
 
@@ -33,7 +47,10 @@ def save_tokenizer(directory: Path) -> None:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(CHARACTERS[:3])
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
         clean_up_tokenization_spaces=False,
     ).save_pretrained(directory)
 
@@ -75,12 +92,14 @@ def tiny_model(tmp_path_factory):
 @pytest.fixture
 def make_engine(tiny_model):
     """Factory of engines on tiny random models; steps end with "a", a character they often say."""
+
     def make(*, reward=True, policy=None, model=None, **arguments):
         from ttc_runtime import Engine
 
         arguments = {"kv_memory": "32MiB", "step_separator": "a", **arguments}
         scorer = tiny_model("Llama", "ForTokenClassification") if reward else None
-        return Engine.from_pretrained(model or tiny_model("Llama", **(policy or {})),
-                                      reward=scorer, **arguments)
+        return Engine.from_pretrained(
+            model or tiny_model("Llama", **(policy or {})), reward=scorer, **arguments
+        )
 
     return make

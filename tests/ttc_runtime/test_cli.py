@@ -13,6 +13,7 @@ from ttc_runtime import cli
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run ``ttc`` with arguments; returns (exit status, stdout, stderr)."""
+
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["ttc", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
@@ -28,9 +29,23 @@ def arguments(tmp_path, tiny_model):
     problems = tmp_path / "problems.jsonl"
     lines = [{"id": f"p{i}", "problem": f"{i}+{i}=\n", "answer": str(2 * i)} for i in range(6)]
     problems.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return ["solve", "--model", tiny_model("Llama"), "--problems", problems, "--reward",
-            tiny_model("Llama", "ForTokenClassification"), "--n", 3, "--max-tokens", 20,
-            "--kv-memory", "32MiB", "--out", tmp_path / "out.jsonl"]
+    return [
+        "solve",
+        "--model",
+        tiny_model("Llama"),
+        "--problems",
+        problems,
+        "--reward",
+        tiny_model("Llama", "ForTokenClassification"),
+        "--n",
+        3,
+        "--max-tokens",
+        20,
+        "--kv-memory",
+        "32MiB",
+        "--out",
+        tmp_path / "out.jsonl",
+    ]
 
 
 def records(path):
@@ -65,15 +80,18 @@ def test_broken_lines_are_told_and_the_rest_solved(run, arguments, tmp_path):
     assert len(records(tmp_path / "out.jsonl")) == 2
 
 
-@pytest.mark.parametrize("change, message", [
-    (["--model", "/nowhere"], "ttc: model directory: expected .*'/nowhere'"),
-    (["--strategy", "magic"], "ttc: --strategy: expected one of greedy, .* got 'magic'"),
-    (["--n", "0"], "ttc: BestOfN: n must be an integer >= 1, got 0"),
-    (["--temperature", "-1"], "ttc: SamplingParams: temperature must be"),
-    (["--tokens", "-5"], "ttc: Budget: tokens must be positive"),
-    (["--out", "/nowhere/out.jsonl"], "ttc: .*No such file"),
-    (["--problems", "zoo:none"], "ttc: zoo.problems: name must be"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--model", "/nowhere"], "ttc: model directory: expected .*'/nowhere'"),
+        (["--strategy", "magic"], "ttc: --strategy: expected one of greedy, .* got 'magic'"),
+        (["--n", "0"], "ttc: BestOfN: n must be an integer >= 1, got 0"),
+        (["--temperature", "-1"], "ttc: SamplingParams: temperature must be"),
+        (["--tokens", "-5"], "ttc: Budget: tokens must be positive"),
+        (["--out", "/nowhere/out.jsonl"], "ttc: .*No such file"),
+        (["--problems", "zoo:none"], "ttc: zoo.problems: name must be"),
+    ],
+)
 def test_mistakes_are_one_line(run, arguments, change, message):
     import re
 
@@ -88,6 +106,8 @@ def test_env(run):
 
 
 def test_importing_the_package_is_light():
-    code = ("import sys, ttc_runtime, ttc_runtime.cli; "
-            "assert not {'torch', 'transformers'} & set(sys.modules)")
+    code = (
+        "import sys, ttc_runtime, ttc_runtime.cli; "
+        "assert not {'torch', 'transformers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

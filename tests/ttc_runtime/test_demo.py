@@ -19,8 +19,19 @@ def engine():
 def test_demo_prints_every_figure():
     text = io.StringIO()
     run_demo(Console(file=text, width=120), lambda: Progress(disable=True), n=4, limit=6, seed=0)
-    for figure in ("greedy", "self_consistency", "best_of_n", "accuracy", "hard", "generated",
-                   "scored", "reused", "recomputed", "peak unique KV", "per second"):
+    for figure in (
+        "greedy",
+        "self_consistency",
+        "best_of_n",
+        "accuracy",
+        "hard",
+        "generated",
+        "scored",
+        "reused",
+        "recomputed",
+        "peak unique KV",
+        "per second",
+    ):
         assert figure in text.getvalue()
     recomputed = next(line for line in text.getvalue().splitlines() if "recomputed" in line)
     assert [cell.strip() for cell in recomputed.split("│")[2:5]] == ["0", "0", "0"]
@@ -32,7 +43,8 @@ def test_zoo_steps_are_lines_and_scores_incremental(engine):
     for branch in result.branches:
         assert "".join(branch.steps) == branch.text
         assert branch.step_scores == pytest.approx(
-            engine.reward.score(result.problem, branch.steps), abs=1e-5)
+            engine.reward.score(result.problem, branch.steps), abs=1e-5
+        )
     usage = result.usage
     prompt = len(result.problem)
     assert usage.run == prompt + usage.generated - 16 and usage.recomputed == 0

@@ -74,10 +74,13 @@ def test_the_same_tree_together_alone_and_in_another_order(make_engine, strategy
             assert tree_of(result) == alone[result.problem]
 
 
-@pytest.mark.parametrize("architecture, dtype", [
-    ("Mistral", torch.bfloat16), ("Gemma2", torch.float32), ("Qwen3", torch.bfloat16)])
-def test_the_same_tree_with_windows_soft_caps_and_bfloat16(make_engine, tiny_model, architecture,
-                                                           dtype):
+@pytest.mark.parametrize(
+    "architecture, dtype",
+    [("Mistral", torch.bfloat16), ("Gemma2", torch.float32), ("Qwen3", torch.bfloat16)],
+)
+def test_the_same_tree_with_windows_soft_caps_and_bfloat16(
+    make_engine, tiny_model, architecture, dtype
+):
     model = tiny_model(architecture, dtype=dtype)
     strategy = BestOfN(5, sampling=SHORT)
     together = make_engine(model=model).solve_all(PROBLEMS, strategy)
@@ -131,7 +134,7 @@ def test_greedy_equals_transformers_generate(make_engine, tiny_model):
         ids = engine.policy.tokenizer(PROBLEMS[0], return_tensors="pt")
         with torch.no_grad():
             out = plain.generate(**ids, do_sample=False, max_new_tokens=40)
-        assert result.branches[0].tokens == out[0, ids["input_ids"].shape[1]:].tolist()
+        assert result.branches[0].tokens == out[0, ids["input_ids"].shape[1] :].tolist()
 
 
 def test_logprobs_are_those_of_the_sampled_distribution(make_engine):
@@ -144,8 +147,8 @@ def test_logprobs_are_those_of_the_sampled_distribution(make_engine):
 
     plain = AutoModelForCausalLM.from_pretrained(engine.policy.lane.model.config.name_or_path)
     with torch.no_grad():
-        logits = plain(ids).logits[0, len(prompt) - 1: -1]
-    expected = torch.log_softmax(logits / 0.7, -1).gather(1, ids[0, len(prompt):, None])[:, 0]
+        logits = plain(ids).logits[0, len(prompt) - 1 : -1]
+    expected = torch.log_softmax(logits / 0.7, -1).gather(1, ids[0, len(prompt) :, None])[:, 0]
     assert branch.logprobs == pytest.approx(expected.tolist(), abs=1e-3)
 
 
@@ -206,8 +209,12 @@ def test_forking_mid_text_runs_and_scores_nothing_twice(make_engine):
         leaves = [node for node in nodes if not node.children]
         own = sum(len(n.sequence.tokens) - n.sequence.fork_len for n in nodes)
         assert usage.run + usage.reused // 2 == own - len(leaves)
-        steps = {(b.path[: len(b.path)], i): s for b in nodes
-                 for i, s in enumerate(b.steps) if b.step_starts[i + 1] > b.sequence.fork_len}
+        steps = {
+            (b.path[: len(b.path)], i): s
+            for b in nodes
+            for i, s in enumerate(b.steps)
+            if b.step_starts[i + 1] > b.sequence.fork_len
+        }
         expected = len(PROBLEMS[0]) + sum(len(step.strip()) + 1 for step in steps.values())
         assert usage.scored + usage.reused // 2 == expected
         for branch in result.branches:
@@ -253,8 +260,7 @@ def test_seconds_budget(make_engine):
 
 
 def test_scored_token_budget(make_engine):
-    result = make_engine().solve(PROBLEMS[0], BestOfN(8, sampling=SHORT),
-                                 Budget(scored_tokens=100))
+    result = make_engine().solve(PROBLEMS[0], BestOfN(8, sampling=SHORT), Budget(scored_tokens=100))
     assert 0 < result.usage.scored <= 100 and result.stop_reason == "budget"
     assert any(s == s for s in result.scores) and any(s != s for s in result.scores)
     assert result.pred_naive is None or result.answer == result.pred_naive
@@ -286,13 +292,16 @@ def test_results_without_a_reward_model(make_engine):
         engine.solve(PROBLEMS[0], BestOfN(4, sampling=SHORT))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"draft": "zoo:arith-draft"}, "draft must be None"),
-    ({"kv_memory": "lots"}, "kv_memory: expected bytes"),
-    ({"kv_memory": 100}, "kv_memory of 100 bytes is less"),
-    ({"max_batch": 0}, "max_batch must be >= 1"),
-    ({"device": "cuda:0"}, "no CUDA GPU"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"draft": "zoo:arith-draft"}, "draft must be None"),
+        ({"kv_memory": "lots"}, "kv_memory: expected bytes"),
+        ({"kv_memory": 100}, "kv_memory of 100 bytes is less"),
+        ({"max_batch": 0}, "max_batch must be >= 1"),
+        ({"device": "cuda:0"}, "no CUDA GPU"),
+    ],
+)
 def test_bad_engine_arguments(tiny_model, arguments, message):
     with pytest.raises(ValueError, match=message):
         Engine.from_pretrained(tiny_model("Llama"), **arguments)

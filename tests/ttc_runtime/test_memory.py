@@ -111,8 +111,9 @@ def test_any_moves_give_the_same_trees_under_pressure(make_engine):
             known = [i for i, s in enumerate(branch.step_scores) if s == s]
             if known:
                 full = roomy.reward.score(result.problem, branch.steps[: known[-1] + 1])
-                assert [branch.step_scores[i] for i in known] == \
-                    pytest.approx([full[i] for i in known], abs=1e-5)
+                assert [branch.step_scores[i] for i in known] == pytest.approx(
+                    [full[i] for i in known], abs=1e-5
+                )
     for pages in (36, 48, 70):
         tight = make_engine(kv_memory=memory(roomy, pages))
         results = tight.solve_all(problems, RandomWalk())

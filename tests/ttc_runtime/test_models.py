@@ -23,7 +23,8 @@ def run(model, rows, keep=None):
     kv_lens = np.array([branch.length for branch, _ in rows], np.int32)
     ids = np.concatenate([np.asarray(ids, np.int64) for _, ids in rows])
     positions = np.concatenate(
-        [np.arange(kv - n, kv) for kv, n in zip(kv_lens, lens, strict=True)]).astype(np.int64)
+        [np.arange(kv - n, kv) for kv, n in zip(kv_lens, lens, strict=True)]
+    ).astype(np.int64)
     keep = np.arange(len(ids)) if keep is None else np.asarray(keep)
     branches = [branch for branch, _ in rows]
     return model.forward(ids, positions, slots, branches, kv_lens, lens, keep)
@@ -46,9 +47,10 @@ def test_branched_tree_equals_transformers_on_each_path(tiny_model, architecture
     for suffix in suffixes:
         path = torch.from_numpy(np.concatenate([prompt, suffix]))
         with torch.no_grad():
-            expected = plain(path[None]).logits[0, len(prompt):]
-        torch.testing.assert_close(logits[start: start + len(suffix)], expected,
-                                   atol=1e-4, rtol=1e-4)
+            expected = plain(path[None]).logits[0, len(prompt) :]
+        torch.testing.assert_close(
+            logits[start : start + len(suffix)], expected, atol=1e-4, rtol=1e-4
+        )
         start += len(suffix)
 
 
@@ -81,8 +83,14 @@ def test_a_rows_bits_do_not_depend_on_its_batch_mates(tiny_model, architecture, 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_of_a_wider_model_for_any_thread_count(tiny_model, dtype, threads):
-    directory = tiny_model("Qwen2", dtype=dtype, hidden_size=256, intermediate_size=1216,
-                           num_attention_heads=4, num_key_value_heads=2)
+    directory = tiny_model(
+        "Qwen2",
+        dtype=dtype,
+        hidden_size=256,
+        intermediate_size=1216,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     model = open_model(directory, 512)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -128,13 +136,16 @@ def test_unknown_directory_is_named(tmp_path):
         model_directory("Qwen/Qwen2.5-0.5B")
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"page_size": 5}, "page_size: expected one of .* got 5"),
-    ({"row_block": 20}, "row_block: .* got 20"),
-    ({"device": "cuda"}, "no CUDA GPU"),
-    ({"dtype": "float99"}, "dtype: .*float99"),
-    ({"auto_class": TOKEN_CLASSIFICATION}, "kind ...ForTokenClassification"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"page_size": 5}, "page_size: expected one of .* got 5"),
+        ({"row_block": 20}, "row_block: .* got 20"),
+        ({"device": "cuda"}, "no CUDA GPU"),
+        ({"dtype": "float99"}, "dtype: .*float99"),
+        ({"auto_class": TOKEN_CLASSIFICATION}, "kind ...ForTokenClassification"),
+    ],
+)
 def test_bad_arguments(tiny_model, arguments, message):
     with pytest.raises(ValueError, match=message):
         PagedModel(tiny_model("Llama"), **arguments)

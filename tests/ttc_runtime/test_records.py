@@ -13,18 +13,32 @@ from ttc_runtime.result import Result
 
 
 def result(name, strategy="greedy", seed=0, error=None):
-    return Result(0, name, "1+1=", "2", strategy, seed, answer="2", correct=True, usage=Usage(),
-                  stop_reason="finished", error=error)
+    return Result(
+        0,
+        name,
+        "1+1=",
+        "2",
+        strategy,
+        seed,
+        answer="2",
+        correct=True,
+        usage=Usage(),
+        stop_reason="finished",
+        error=error,
+    )
 
 
 def test_broken_problem_lines_are_reported_and_the_others_kept(tmp_path):
     file = tmp_path / "p.jsonl"
-    file.write_bytes(b'{"problem": "1+1="}\n{"problem": \n\n[1]\n{"id": "x"}\n\xff\xfe\n'
-                     b'{"id": 1, "problem": "2="}\n{"id": "b", "problem": "3=", "answer": 3}')
+    file.write_bytes(
+        b'{"problem": "1+1="}\n{"problem": \n\n[1]\n{"id": "x"}\n\xff\xfe\n'
+        b'{"id": 1, "problem": "2="}\n{"id": "b", "problem": "3=", "answer": 3}'
+    )
     problems = read_problems(file)
     assert [record["id"] for record in problems.records] == [1, "b"]
     assert [error.split(": ")[0] for error in problems.errors] == [
-        f"{file}, line {n}" for n in (2, 4, 5, 6, 7)]
+        f"{file}, line {n}" for n in (2, 4, 5, 6, 7)
+    ]
     assert "occurs twice" in problems.errors[-1]
     assert len(read_problems(file, limit=1).records) == 1
 
@@ -42,8 +56,21 @@ def test_results_are_lines_with_the_agreed_keys(tmp_path):
         writer.write(result("a"))
     record = json.loads((tmp_path / "r.jsonl").read_text())
     assert list(record) == [
-        "id", "problem", "answer", "pred", "correct", "completions", "scores", "pred_maj",
-        "pred_weighted", "pred_naive", "usage", "stop_reason", "seed", "strategy"]
+        "id",
+        "problem",
+        "answer",
+        "pred",
+        "correct",
+        "completions",
+        "scores",
+        "pred_maj",
+        "pred_weighted",
+        "pred_naive",
+        "usage",
+        "stop_reason",
+        "seed",
+        "strategy",
+    ]
 
 
 def test_resuming_skips_what_is_done_for_the_same_strategy_and_seed(tmp_path):
@@ -105,6 +132,8 @@ def test_a_full_disk_keeps_what_was_written(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_dev_full():
-    with ResultWriter("/dev/full", "greedy", 0) as writer, \
-            pytest.raises(OSError, match="No space left"):
+    with (
+        ResultWriter("/dev/full", "greedy", 0) as writer,
+        pytest.raises(OSError, match="No space left"),
+    ):
         writer.write(result("a"))

@@ -43,8 +43,11 @@ def test_specs_are_data(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text(json.dumps({**shipped.__dict__, "name": "mine", "aggregation": "min"}))
     assert RewardSpec.load(file).aggregation == "min"
-    for content, message in (("{", "mine.json: "), ('{"name": "x"}', "missing"),
-                             (json.dumps({**shipped.__dict__, "aggregation": "best"}), "best")):
+    for content, message in (
+        ("{", "mine.json: "),
+        ('{"name": "x"}', "missing"),
+        (json.dumps({**shipped.__dict__, "aggregation": "best"}), "best"),
+    ):
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
             RewardSpec.load(file)
@@ -69,8 +72,9 @@ def test_solutions_longer_than_the_reward_models_context(make_engine, tiny_model
     from ttc_runtime import Engine
 
     short = tiny_model("Llama", "ForTokenClassification", max_position_embeddings=24)
-    engine = Engine.from_pretrained(tiny_model("Llama"), reward=short, kv_memory="32MiB",
-                                    step_separator="a")
+    engine = Engine.from_pretrained(
+        tiny_model("Llama"), reward=short, kv_memory="32MiB", step_separator="a"
+    )
     strategy = BestOfN(16, sampling=SamplingParams(max_tokens=40))
     result = engine.solve("1+2=\n", strategy)
     lengths = [sum(len(s.strip()) + 1 for s in b.steps) + 5 for b in result.branches]

@@ -8,16 +8,19 @@ from ttc_runtime import Generate, Greedy, Outcome, SamplingParams, SelfConsisten
 from ttc_runtime.sampling import TextEnds, completes
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"temperature": -0.1}, "temperature must be .* got -0.1"),
-    ({"temperature": float("nan")}, "temperature must be"),
-    ({"top_p": 0.0}, r"top_p must be a number in \(0, 1\], got 0.0"),
-    ({"top_p": 1.5}, "top_p must be"),
-    ({"top_k": -1}, "top_k must be"),
-    ({"min_p": 2}, "min_p must be"),
-    ({"max_tokens": 0}, "max_tokens must be"),
-    ({"stop": ("",)}, "stop must be non-empty"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"temperature": -0.1}, "temperature must be .* got -0.1"),
+        ({"temperature": float("nan")}, "temperature must be"),
+        ({"top_p": 0.0}, r"top_p must be a number in \(0, 1\], got 0.0"),
+        ({"top_p": 1.5}, "top_p must be"),
+        ({"top_k": -1}, "top_k must be"),
+        ({"min_p": 2}, "min_p must be"),
+        ({"max_tokens": 0}, "max_tokens must be"),
+        ({"stop": ("",)}, "stop must be non-empty"),
+    ],
+)
 def test_bad_parameters(arguments, message):
     with pytest.raises(ValueError, match=message):
         SamplingParams(**arguments)
@@ -33,9 +36,16 @@ class Pieces:
         return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
 
 
-@pytest.mark.parametrize("ids, expected", [
-    ([0, 1], False), ([0, 1, 2], True), ([0, 1, 2, 0], False), ([3], True), ([4, 2], False),
-])
+@pytest.mark.parametrize(
+    "ids, expected",
+    [
+        ([0, 1], False),
+        ([0, 1, 2], True),
+        ([0, 1, 2, 0], False),
+        ([3], True),
+        ([4, 2], False),
+    ],
+)
 def test_stop_strings_across_tokens(ids, expected):
     tokenizer = Pieces(b"ab", b"cS", b"TOP", b"xSTOPy", b"S")
     assert completes(tokenizer, ids, ("STOP", "never")) is expected or ids == [4, 2]
@@ -92,8 +102,9 @@ def test_step_by_step_is_the_same_text_as_in_one_go(make_engine):
     engine = make_engine(reward=False)
     one = engine.solve("1+2=\n", SelfConsistency(4, SamplingParams(max_tokens=80)))
     many = engine.solve("1+2=\n", Steps())
-    assert [(b.text, b.steps, b.stop_reason) for b in one.branches] == \
-        [(b.text, b.steps, b.stop_reason) for b in many.branches]
+    assert [(b.text, b.steps, b.stop_reason) for b in one.branches] == [
+        (b.text, b.steps, b.stop_reason) for b in many.branches
+    ]
     assert many.usage.recomputed == 0
 
 

@@ -22,13 +22,22 @@ class RewardModel:
         self.model, self.tokenizer, self.spec = model, tokenizer, spec
         labels = model.config.num_labels
         if not 0 <= spec.good_label < labels:
-            raise ValueError(f"reward spec {spec.name}: good_label must be a label of the model, "
-                             f"0 to {labels - 1}, got {spec.good_label}")
+            raise ValueError(
+                f"reward spec {spec.name}: good_label must be a label of the model, "
+                f"0 to {labels - 1}, got {spec.good_label}"
+            )
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, spec: str | Path | None = None, *, device="auto",
-        dtype="auto", page_size: int = 16, deterministic: bool = True, row_block: int = 64,
+        cls,
+        directory: str | Path,
+        spec: str | Path | None = None,
+        *,
+        device="auto",
+        dtype="auto",
+        page_size: int = 16,
+        deterministic: bool = True,
+        row_block: int = 64,
     ) -> RewardModel:
         """Load a reward model.
 
@@ -38,8 +47,15 @@ class RewardModel:
         """
         path = model_directory(directory)
         loaded = RewardSpec.load(spec or "token_classification")
-        model = PagedModel(path, loaded.auto_class, device=device, dtype=dtype,
-                           page_size=page_size, deterministic=deterministic, row_block=row_block)
+        model = PagedModel(
+            path,
+            loaded.auto_class,
+            device=device,
+            dtype=dtype,
+            page_size=page_size,
+            deterministic=deterministic,
+            row_block=row_block,
+        )
         return cls(model, load_tokenizer(path), loaded)
 
     def score(self, problem: str, steps: list[str]) -> list[float]:
@@ -60,16 +76,25 @@ class RewardModel:
             ids += self.spec.step_tokens(self.tokenizer, step)
             ends.append(len(ids) - 1)
         if len(ids) > self.model.max_positions:
-            raise ValueError(f"RewardModel.score: the text has {len(ids)} tokens, the model's "
-                             f"context {self.model.max_positions}")
+            raise ValueError(
+                f"RewardModel.score: the text has {len(ids)} tokens, the model's "
+                f"context {self.model.max_positions}"
+            )
         if not self.model.has_pages:
             self.model.allocate(-(-self.model.max_positions // self.model.page_size))
         branch = self.model.pool.new_branch()
         try:
             slots = branch.append(len(ids))
             length = np.array([len(ids)], np.int32)
-            logits = self.model.forward(np.array(ids, np.int64), np.arange(len(ids)), slots,
-                                        [branch], length, length, np.array(ends))
+            logits = self.model.forward(
+                np.array(ids, np.int64),
+                np.arange(len(ids)),
+                slots,
+                [branch],
+                length,
+                length,
+                np.array(ends),
+            )
         finally:
             branch.free()
         return self.probabilities(logits)

@@ -41,15 +41,18 @@ class RewardSpec:
         shipped = {path.stem: path for path in Path(__file__).parent.glob("*.json")}
         path = shipped.get(str(name), Path(name))
         if not path.is_file():
-            raise ValueError(f"reward spec: expected a JSON file or one of {sorted(shipped)}, "
-                             f"got {str(name)!r}")
+            raise ValueError(
+                f"reward spec: expected a JSON file or one of {sorted(shipped)}, got {str(name)!r}"
+            )
         try:
             spec = cls(**json.loads(path.read_text()))
         except (TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"reward spec {path}: {error}") from error
         if spec.aggregation not in AGGREGATIONS:
-            raise ValueError(f"reward spec {path}: aggregation must be one of {AGGREGATIONS}, "
-                             f"got {spec.aggregation!r}")
+            raise ValueError(
+                f"reward spec {path}: aggregation must be one of {AGGREGATIONS}, "
+                f"got {spec.aggregation!r}"
+            )
         return spec
 
     def prompt_tokens(self, tokenizer, problem: str) -> list[int]:
@@ -62,8 +65,10 @@ class RewardSpec:
     def step_tokens(self, tokenizer, step: str) -> list[int]:
         """Token ids of one step and its closing text; the step's own white space is dropped."""
         body = self.step.replace("{step}", step.strip())
-        return (tokenizer(body, add_special_tokens=False)["input_ids"]
-                + tokenizer(self.step_end, add_special_tokens=False)["input_ids"])
+        return (
+            tokenizer(body, add_special_tokens=False)["input_ids"]
+            + tokenizer(self.step_end, add_special_tokens=False)["input_ids"]
+        )
 
 
 def aggregate(scores: list[float], how: str) -> float:

@@ -11,8 +11,16 @@ from ttc_runtime.strategies.greedy import Greedy
 from ttc_runtime.strategies.self_consistency import SelfConsistency
 from ttc_runtime.strategies.voting import Votes, vote
 
-__all__ = ["STRATEGIES", "BestOfN", "Greedy", "Outcome", "SelfConsistency", "Strategy", "Votes",
-           "vote"]
+__all__ = [
+    "STRATEGIES",
+    "BestOfN",
+    "Greedy",
+    "Outcome",
+    "SelfConsistency",
+    "Strategy",
+    "Votes",
+    "vote",
+]
 
 STRATEGIES: dict[str, Callable[[int, SamplingParams], Strategy]] = {
     "greedy": lambda n, sampling: Greedy(sampling),

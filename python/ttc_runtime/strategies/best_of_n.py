@@ -22,8 +22,9 @@ class BestOfN:
 
     name = "best_of_n"
 
-    def __init__(self, n: int, select: str = "naive",
-                 sampling: SamplingParams | None = None) -> None:
+    def __init__(
+        self, n: int, select: str = "naive", sampling: SamplingParams | None = None
+    ) -> None:
         if select not in ("naive", "weighted"):
             raise ValueError(f"BestOfN: select must be 'naive' or 'weighted', got {select!r}")
         self.n, self.select = check_count("BestOfN", "n", n), select

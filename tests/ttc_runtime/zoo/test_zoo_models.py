@@ -93,7 +93,8 @@ def test_batched_completion_equals_one_prompt_at_a_time(policies):
 
 
 @pytest.mark.parametrize(
-    ("name", "difficulty", "least", "most"), [
+    ("name", "difficulty", "least", "most"),
+    [
         ("arith-small", "easy", 0.5, 1.0),
         ("arith-small", "medium", 0.2, 0.8),
         ("arith-large", "medium", 0.6, 1.0),
@@ -110,7 +111,9 @@ def test_the_prm_tells_right_steps_from_wrong_ones(policies, prm):
     rows = _test_problems("medium")[:40]
     generator = torch.Generator().manual_seed(0)
     texts = complete(
-        policies["arith-small"], [row["problem"] for row in rows], greedy=False,
+        policies["arith-small"],
+        [row["problem"] for row in rows],
+        greedy=False,
         generator=generator,
     )
     scores, right = [], []
