@@ -191,10 +191,11 @@ class Tile {
     Rows rows;
     for (; k < end; k += kTileKeys) {
       const int n = size(k);
-      locate(k, int(end - k < kTileKeys + kAhead ? end - k : kTileKeys + kAhead), rows);
+      locate(k, int(end - k < 2 * kTileKeys ? end - k : 2 * kTileKeys), rows);
       pack_tile(rows, n, (n + W - 1) / W * W);
       for (int h = 0; h < a_.num_heads; ++h) {
         select(h);
+        prefetch_share(rows, h);
         step(k, n);
       }
     }
@@ -249,15 +250,26 @@ class Tile {
     }
   }
 
-  // Where the keys and values of a tile, and of the next kAhead tokens, stand in the caches (for the
-  // unit's first KV head). Packing is too slow per line for the hardware to look ahead far enough, so
-  // it asks for the line kAhead tokens further on with every line it uses.
+  // Where the keys and values of a tile and of the next one stand in the caches (for the unit's first
+  // KV head). Packing is too slow per line for the hardware to look ahead far enough, so it asks for
+  // the line kAhead tokens further on with every line it uses; what is left of the next tile is asked
+  // for while this one is multiplied.
   static constexpr int kAhead = 32;
   struct Rows {
-    const Src* key[kTileKeys + kAhead];
-    const Src* value[kTileKeys + kAhead];
+    const Src* key[2 * kTileKeys];
+    const Src* value[2 * kTileKeys];
     int count;
   };
+
+  void prefetch_share(const Rows& rows, int h) const {
+    constexpr int kLeft = kTileKeys - kAhead;
+    const int begin = kTileKeys + kAhead + kLeft * h / a_.num_heads;
+    const int end = kTileKeys + kAhead + kLeft * (h + 1) / a_.num_heads;
+    for (int j = begin; j < end && j < rows.count; ++j) {
+      prefetch(rows.key[j], p_.k_head_stride);
+      prefetch(rows.value[j], p_.v_head_stride);
+    }
+  }
 
   void locate(int64_t k, int n, Rows& rows) const {
     const int64_t page_size = h_.page_size;
