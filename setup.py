@@ -26,9 +26,12 @@ class CMakeBuild(build_ext):
             f"-DPython3_EXECUTABLE={sys.executable}",
             f"-DTTC_OUTPUT_DIR={package_dir}",
         ]  # fmt: skip
-        subprocess.run(configure, check=True)
+        # cmake and ninja may be installed beside the interpreter, which need not be on PATH.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        env = {**os.environ, "PATH": path}
+        subprocess.run(configure, check=True, env=env)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 2))
-        subprocess.run(["cmake", "--build", str(build_dir), "-j", jobs], check=True)
+        subprocess.run(["cmake", "--build", str(build_dir), "-j", jobs], check=True, env=env)
 
 
 setup(

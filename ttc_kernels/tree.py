@@ -199,6 +199,11 @@ def _tables(block_tables: Any, num_rows: int) -> np.ndarray | list[np.ndarray]:
                 f"{block_tables.dtype} {list(block_tables.shape)}"
             )
         tables: np.ndarray | list[np.ndarray] = block_tables.astype(np.int32)
+    elif not isinstance(block_tables, Sequence):
+        raise TypeError(
+            f"{_OP}: block_tables must be int32 [B, max_pages] or a list of int32 vectors, got "
+            f"{type(block_tables).__name__}"
+        )
     else:
         tables = [_int_vector(t, f"block_tables[{i}]") for i, t in enumerate(block_tables)]
     if len(tables) != num_rows:

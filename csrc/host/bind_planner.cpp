@@ -31,7 +31,7 @@ py::dict stats_dict(const ttc::PlanStats& s) {
 // One row's table, kept alive by the caller's array.
 void set_table(ttc::PlanRow& row, const IntArray& table, int64_t index, bool is_matrix) {
   row.num_table_pages = is_matrix ? table.shape(1) : table.shape(0);
-  row.pages = is_matrix ? table.data(index, 0) : table.data();
+  row.pages = table.data() + (is_matrix ? index * row.num_table_pages : 0);
 }
 
 py::tuple plan(const py::object& block_tables, const IntArray& kv_lens, const IntArray& q_lens,

@@ -123,6 +123,7 @@ GOOD = {"block_tables": [[0, 1], [0, 2]], "kv_lens": [20, 24], "q_lens": [1, 2]}
             ValueError,
             r"block_tables\[1\]\[1\] must be a page id",
         ),
+        ({"block_tables": 3}, TypeError, "block_tables must be int32 .* got int"),
         ({"page_size": 0}, ValueError, "page_size must be at least 1"),
         ({"num_q_heads": 3}, ValueError, "num_q_heads must be a positive multiple"),
         ({"head_dim": 80}, ValueError, "head_dim must be 64, 96, 128 or 256, got 80"),

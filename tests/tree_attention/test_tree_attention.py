@@ -141,6 +141,10 @@ def test_empty_rows_and_no_rows(make_case, deterministic):
     out, lse = make_case(load).run(deterministic=deterministic)
     assert (out[1:] == 0).all() and (lse[1:] == -torch.inf).all()
     assert out[0].isfinite().all() and lse[0].isfinite().all()
+    no_pages = np.zeros((2, 0), np.int32)
+    options = {"page_size": 16, "num_q_heads": 2, "num_kv_heads": 2, "head_dim": 64}
+    plan = ttc_kernels.plan_tree_attention(no_pages, [0, 0], dtype=torch.float32, **options)
+    assert plan.max_page == -1 and plan.num_queries == 2
     plan = ttc_kernels.plan_tree_attention(
         [], [], page_size=16, num_q_heads=2, num_kv_heads=2, head_dim=64, dtype=torch.float32
     )
