@@ -1,4 +1,4 @@
-"""The package as users meet it: imports, compiled modules, reports, and the examples in docstrings."""
+"""The package as users meet it: imports, compiled modules, reports, docstring examples."""
 
 from __future__ import annotations
 

@@ -146,6 +146,38 @@ def generate(split: str, n_ops: int, seed: int) -> Iterator[Problem]:
             yield problem
 
 
+def solution_with_mistakes(problem: Problem, rng: random.Random) -> tuple[str, list[bool]]:
+    """A solution with random wrong results, each carried on, and which characters are right.
+
+    The chance of a mistake is drawn anew for each solution, so some have none. A character is right
+    if its line, taken by itself, is right up to it.
+
+    >>> text, right = solution_with_mistakes(Problem(417, (("+", 5),)), random.Random(1))
+    >>> len(text) == len(right), text.endswith("\\n")
+    (True, True)
+    """
+    rate = rng.uniform(0, 0.8)
+    value, text, right = problem.start, "", []
+    for op, n in problem.ops:
+        true = f"{value}{op}{n}={apply(value, op, n)}\n"
+        result = apply(value, op, n)
+        if rng.random() < rate:
+            result = _changed(result, rng)
+        line = f"{value}{op}{n}={result}\n"
+        right += [true.startswith(line[: i + 1]) for i in range(len(line))]
+        text += line
+        value = result
+    line = f"#{value}\n"
+    return text + line, right + [True] * len(line)
+
+
+def _changed(value: int, rng: random.Random) -> int:
+    digits = list(f"{value:03d}")
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        digits[rng.randrange(3)] = rng.choice("0123456789")
+    return int("".join(digits))
+
+
 def problem_set(split: str, per_band: int, seed: int) -> list[Problem]:
     """Different problems, ``per_band`` of each difficulty, spread evenly over its lengths.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections import Counter
@@ -32,8 +33,17 @@ def evaluate(log: Callable[[str], None]) -> None:
         model = LlamaForCausalLM.from_pretrained(path(name), dtype=torch.float32).eval()
         generator = torch.Generator().manual_seed(_SEED)
         for band in arith.DIFFICULTIES:
-            _evaluate_band(model, prm, [r for r in rows if r["difficulty"] == band], generator,
-                           lambda line, where=f"{name} {band}": log(f"{where}: {line}"))
+            _evaluate_band(
+                model,
+                prm,
+                [r for r in rows if r["difficulty"] == band],
+                generator,
+                functools.partial(_log_under, log, f"{name} {band}"),
+            )
+
+
+def _log_under(log: Callable[[str], None], where: str, line: str) -> None:
+    log(f"{where}: {line}")
 
 
 def _evaluate_band(
@@ -56,8 +66,8 @@ def _evaluate_band(
         answers = [arith.extract_answer(t) for t in solutions]
         closed = [s for s in solutions if s.endswith("\n")]
         scored = score_steps(prm, row["problem"], closed) if closed else []
-        last = [s[-1] for s in scored]
-        best.append(arith.extract_answer(closed[last.index(max(last))]) if closed else None)
+        worst = [min(s) for s in scored]
+        best.append(arith.extract_answer(closed[worst.index(max(worst))]) if closed else None)
         majority.append(Counter(answers).most_common(1)[0][0])
         any_right.append(row["answer"] in answers)
         per_sample += [a == row["answer"] for a in answers]

@@ -41,7 +41,8 @@ def label_rollouts(out: Path, log: Callable[[str], None]) -> None:
     texts = complete(model, [p.text for p in problems], greedy=False, generator=generator)
     # A solution that ran into the token limit ends in an open line and has no last step to label.
     solved = [
-        (p, split_steps(text)) for p, text in zip(problems, texts, strict=True)
+        (p, split_steps(text))
+        for p, text in zip(problems, texts, strict=True)
         if text.endswith("\n")
     ]
     answers = {
@@ -55,9 +56,7 @@ def label_rollouts(out: Path, log: Callable[[str], None]) -> None:
 
     with out.open("w") as file:
         for p, steps in solved:
-            labels = [
-                hits[p.text + "".join(steps[:k])] / _ROLLOUTS for k in range(1, len(steps))
-            ]
+            labels = [hits[p.text + "".join(steps[:k])] / _ROLLOUTS for k in range(1, len(steps))]
             labels.append(float(arith.extract_answer(steps[-1]) == p.answer))
             row = {"problem": p.text, "steps": steps, "labels": labels}
             file.write(json.dumps(row) + "\n")

@@ -53,10 +53,18 @@ def _run(
     alive = torch.arange(len(batch))  # rows still running; finished ones leave the batch
     sampled = torch.full((len(batch), max_tokens), specs.PAD_ID)
     for t in range(max_tokens):
-        logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
-        ).logits[:, -1].float()
+        logits = (
+            model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            .logits[:, -1]
+            .float()
+        )
         if greedy:
             token = logits.argmax(-1)
         else:

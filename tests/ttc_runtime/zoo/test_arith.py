@@ -113,3 +113,20 @@ def test_problem_sets_are_what_the_generator_gives():
         rows = [json.loads(line) for line in problems(name).read_text().splitlines()]
         again = arith.problem_set(name.removeprefix("arith-"), len(rows) // 3, seed=0)
         assert [row["problem"] for row in rows] == [problem.text for problem in again]
+
+
+def test_mistakes_are_marked_from_the_first_wrong_character_of_a_line():
+    rng = random.Random(3)
+    wrong_lines = 0
+    for problem in itertools.islice(arith.generate("train", 5, seed=3), 200):
+        text, right = arith.solution_with_mistakes(problem, rng)
+        assert len(text) == len(right)
+        start, value = 0, problem.start
+        for line, (op, n) in zip(text.splitlines(keepends=True), problem.ops, strict=False):
+            marks, start = right[start : start + len(line)], start + len(line)
+            expected = f"{value}{op}{n}={arith.apply(value, op, n)}\n"
+            assert marks == [line[: i + 1] == expected[: i + 1] for i in range(len(line))]
+            wrong_lines += not marks[-1]
+            value = int(line.split("=")[1])
+        assert text[start:] == f"#{value}\n"
+    assert 200 < wrong_lines < 800
