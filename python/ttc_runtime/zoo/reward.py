@@ -1,8 +1,4 @@
-"""Training of the process reward model: first to check lines, then on Monte Carlo labels.
-
-(Coordinator's note: this file and verifier.py are final; the reward model is being trained from
-them. Please do not change or retrain it; finish TRAINING.md and the tests.)
-"""
+"""Training of the process reward model: first to check lines, then on Monte Carlo labels."""
 
 from __future__ import annotations
 
