@@ -50,7 +50,11 @@ def tree_attention(document: dict[str, Any]) -> str:
     for result in document["results"]:
         if result["skipped"]:
             continue
-        cells = [f"`{result['tree']}`", f"{result['unique_tokens']:,}", f"{result['path_tokens']:,}"]
+        cells = [
+            f"`{result['tree']}`",
+            f"{result['unique_tokens']:,}",
+            f"{result['path_tokens']:,}",
+        ]
         cells.append(f"{result['ours']['median'] * 1e3:.2f}")
         cells.append(f"{result['floor_s'] * 1e3:.2f}")
         for peer in peers:

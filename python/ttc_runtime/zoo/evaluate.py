@@ -74,8 +74,10 @@ def _evaluate_band(
         reference = arith.parse(row["problem"]).steps
         for text, step_scores in zip(closed, scored, strict=True):
             steps = split_steps(text)
-            scores += step_scores
-            right_steps += [steps[: k + 1] == reference[: k + 1] for k in range(len(steps))]
+            right = [steps[: k + 1] == reference[: k + 1] for k in range(len(steps))]
+            judged = right.index(False) + 1 if False in right else len(right)
+            scores += step_scores[:judged]  # behind the first wrong step nothing is defined
+            right_steps += right[:judged]
 
     def accuracy(predictions: Sequence[str | None]) -> str:
         right = [p == row["answer"] for p, row in zip(predictions, rows, strict=True)]
