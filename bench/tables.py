@@ -1,4 +1,4 @@
-"""Writes the measured tables of README.md from the JSON files in bench/results.
+"""Writes the measured tables of README.md and docs/measured.md from the files in bench/results.
 
     python -m bench.tables
 
@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .generate import CONTENDERS
 
@@ -19,23 +22,40 @@ _RESULTS = _ROOT / "bench" / "results"
 
 
 def main() -> int:
-    """Rewrite README.md's tables for which there are results."""
-    readme = _ROOT / "README.md"
-    text = readme.read_text()
-    for name, make in (("tree_attention_cpu", tree_attention), ("generate_cpu", generate)):
-        files = sorted(_RESULTS.glob(f"{name}_*.json"))
-        if files:
-            body = "\n\n".join(make(json.loads(file.read_text())) for file in files)
-            text = _replace(text, name, body)
-    readme.write_text(text)
+    """Rewrite the tables for which there are results."""
+    _fill("README.md", "tree_attention_cpu", summary)
+    _fill("README.md", "generate_cpu", generate)
+    _fill("docs/measured.md", "tree_attention_cpu", tree_attention)
     return 0
+
+
+def _fill(page: str, name: str, make: Callable[[dict[str, Any]], str]) -> None:
+    files = sorted(_RESULTS.glob(f"{name}_*.json"))
+    if files:
+        body = "\n\n".join(make(json.loads(file.read_text())) for file in files)
+        path = _ROOT / page
+        path.write_text(_replace(path.read_text(), name, body))
+
+
+def summary(document: dict[str, Any]) -> str:
+    """Ours beside the best torch formulation of each tree, over all trees."""
+    results = [r for r in document["results"] if not r["skipped"]]
+    ratios = [min(p["ratio"] for p in r["peers"].values() if p["ratio"]) for r in results]
+    slowest, fastest = min(ratios), max(ratios)
+    roofline = [r["roofline_fraction"] for r in results]
+    return (
+        f"**{results[0]['dtype']}**, {len(results)} published trees, {_where(document)}: "
+        f"{np.median(ratios):.1f} times as fast as the best torch formulation of the same tree "
+        f"(median; {slowest:.1f} to {fastest:.1f}); {np.median(roofline):.2f} of the roofline "
+        f"({min(roofline):.2f} to {max(roofline):.2f})."
+    )
 
 
 def _replace(text: str, name: str, body: str) -> str:
     mark = f"<!-- table: {name} -->"
     pattern = re.compile(re.escape(mark) + r"(?:\n.*?<!-- end -->)?", re.DOTALL)
     if not pattern.search(text):
-        raise ValueError(f"README.md: there is no place for the table {name}")
+        raise ValueError(f"there is no place for the table {name}")
     return pattern.sub(lambda _: f"{mark}\n\n{body}\n\n<!-- end -->", text)
 
 
@@ -75,12 +95,13 @@ def generate(document: dict[str, Any]) -> str:
             continue
         speed = result.get("tokens_per_s")
         has_speed = speed is not None and speed == speed
+        mark = "\\*" if result["new"] < document["workload"]["new"] else ""
         rows.append(
             [
                 CONTENDERS[result["name"]],
                 f"{result['step_s'] * 1e3:.0f}",
                 f"{result['step_s'] / ours['step_s']:.2f}×",
-                f"{speed:.0f}" if has_speed else "",
+                f"{speed:.0f}{mark}" if has_speed else "",
                 f"{ours['tokens_per_s'] / speed:.1f}×" if has_speed else "",
                 f"{result['outcome']['peak_gib']:.2f}",
             ]
@@ -88,7 +109,8 @@ def generate(document: dict[str, Any]) -> str:
     head = ["", "step ms", "÷ ours", "tokens/s", "ours faster", "peak GiB"]
     work = document["workload"]
     what = f"{work['dtype']}, N = {work['n']}, prompt {work['prompt']}, {work['new']} new tokens"
-    return f"{what}, {_where(document)}\n\n" + _markdown(head, rows)
+    note = "\n\n\\* extrapolated from fewer steps" if any("*" in r[3] for r in rows) else ""
+    return f"{what}, {_where(document)}\n\n" + _markdown(head, rows) + note
 
 
 def _where(document: dict[str, Any]) -> str:
