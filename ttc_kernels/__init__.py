@@ -7,13 +7,21 @@ from .attention import merge_states, tree_attention
 from .backends import backends
 from .kv_cache import copy_pages, write_kv
 from .step_score import StepHead, score_steps
-from .tree import Branch, OutOfPages, PagePool, TreeAttentionPlan, plan_tree_attention
+from .tree import (
+    Branch,
+    OutOfPages,
+    PagePool,
+    PlanCapacity,
+    TreeAttentionPlan,
+    plan_tree_attention,
+)
 from .verify import row_descriptor, sample_tokens
 
 __all__ = [
     "Branch",
     "OutOfPages",
     "PagePool",
+    "PlanCapacity",
     "StepHead",
     "TreeAttentionPlan",
     "__version__",

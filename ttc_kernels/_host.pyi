@@ -38,6 +38,7 @@ def plan(
     block_tables: npt.NDArray[np.int32] | Sequence[npt.NDArray[np.int32]],
     kv_lens: npt.NDArray[np.int32],
     q_lens: npt.NDArray[np.int32],
+    reserved_lens: npt.NDArray[np.int32] | None,
     draft_parents: Sequence[npt.NDArray[np.int32] | None],
     *,
     page_size: int,
@@ -48,4 +49,4 @@ def plan(
     window_left: int,
     deterministic: bool,
     num_workers: int,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], dict[str, Any]]: ...
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], dict[str, Any]]: ...

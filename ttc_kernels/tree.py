@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,80 +12,239 @@ import torch
 
 from ._host import Branch, OutOfPages, PagePool
 from ._host import plan as _host_plan
+from ._plan_input import OP, block_table_arrays, draft_arrays, fail, int_vector
 
-__all__ = ["Branch", "OutOfPages", "PagePool", "TreeAttentionPlan", "plan_tree_attention"]
+__all__ = [
+    "Branch",
+    "OutOfPages",
+    "PagePool",
+    "PlanCapacity",
+    "TreeAttentionPlan",
+    "plan_tree_attention",
+]
 
-_OP = "plan_tree_attention"
-# PlanHeader::max_page and ::kv_lens in csrc/common/plan_layout.h
-_HEADER_MAX_PAGE, _HEADER_KV_LENS = 14, 18
+# csrc/common/plan_layout.h: length of the header, and PlanHeader::num_partials, ::max_page
+_HEADER_INTS, _HEADER_PARTIALS, _HEADER_MAX_PAGE = 32, 6, 14
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Programs of a persistent GPU kernel on one multiprocessor.
+_WORKERS_PER_SM = 2
+
+
+@dataclass(frozen=True)
+class PlanCapacity:
+    """The largest plan that a plan's buffers can hold.
+
+    Attributes:
+        rows: rows of the block tables.
+        queries: query tokens of all rows.
+        ints: length of `plan.buffer`.
+        partials: partial results that `plan.workspace` has room for.
+    """
+
+    rows: int
+    queries: int
+    ints: int
+    partials: int
+
+    @classmethod
+    def for_batch(
+        cls, rows: int, max_kv_len: int, *, page_size: int, max_q_len: int = 1
+    ) -> PlanCapacity:
+        """Room for every deterministic plan of a batch, and for nearly all others.
+
+        Only plans cut by cost for trees with many more forks than `max_kv_len / 256` on one path
+        can be larger; `plan.replan` then raises.
+
+        Args:
+            rows: largest number of rows.
+            max_kv_len: longest row, in tokens, reserved ones included.
+            page_size: tokens per page.
+            max_q_len: most query tokens of a row.
+
+        Example:
+            >>> PlanCapacity.for_batch(8, 1024, page_size=16).queries
+            8
+        """
+        queries = rows * max_q_len
+        chunks = -(-max_kv_len // 256) + 4
+        items = queries * chunks
+        pages = rows * (-(-max_kv_len // page_size) + chunks)
+        ints = _HEADER_INTS + rows + 8 * items + pages + (3 + 4 + 2) * queries + items + 128
+        return cls(rows, queries, ints, items)
 
 
 class TreeAttentionPlan:
     """What one `tree_attention` call does: work items, pages, lengths, merge lists.
 
     Made by `plan_tree_attention`; valid for every layer of a model as long as the rows, their
-    pages and their query lengths stay as they are.
+    pages and their query lengths stay as they are. Addresses of `buffer` and `workspace` never
+    change, so a captured CUDA graph stays valid through `update` and `replan`.
 
     Attributes:
-        buffer: int32 [n] on the CPU, the plan as the kernels read it.
+        buffer: int32 [capacity.ints] on `device`, the plan as the kernels read it.
+        workspace: float32 [capacity.partials * Hq * (D + 2)] on a GPU, where items leave partial
+            results; None on the CPU.
         stats: what was decided and why: `unique_kv_tokens`, `path_kv_tokens`, `work_items`,
             `partials`, `kv_bytes` (each page range an item covers, counted once however many query
             tiles read it), `kv_bytes_read` (every read), `flops`, `plan_us`, `decision`.
         num_queries: T, the rows of q that the plan expects.
         max_page: the largest page id in use, -1 if none.
+        capacity: the largest plan that fits, a `PlanCapacity`.
+        dtype: of q. kv_dtype: of the caches. device: where the attention runs.
     """
+
+    buffer: torch.Tensor
+    workspace: torch.Tensor | None
+    stats: dict[str, Any]
+    num_queries: int
+    max_page: int
+    capacity: PlanCapacity
 
     def __init__(
         self,
-        tables: np.ndarray | list[np.ndarray],
-        kv_lens: np.ndarray,
-        q_lens: np.ndarray,
-        parents: list[np.ndarray | None],
+        rows: tuple[Any, Any, Any, Any, Any],
         options: dict[str, Any],
         dtype: torch.dtype,
+        kv_dtype: torch.dtype,
         device: torch.device,
+        capacity: PlanCapacity | None,
     ) -> None:
-        self._tables, self._q_lens, self._parents = tables, q_lens, parents
         self._options = options
-        self.dtype, self.device = dtype, device
-        self.num_queries = int(q_lens.sum())
-        self._make(kv_lens)
+        self.dtype, self.kv_dtype, self.device = dtype, kv_dtype, device
+        self._make(*rows, capacity)
 
-    def _make(self, kv_lens: np.ndarray) -> None:
+    def _make(
+        self,
+        block_tables: Any,
+        kv_lens: Any,
+        q_lens: Any,
+        draft_parents: Sequence[Any] | None,
+        reserved_lens: Any,
+        capacity: PlanCapacity | None,
+    ) -> None:
+        """Plan, and put the plan into new buffers, or into the present ones if they exist."""
         start = time.perf_counter()
-        array, self._capacity, self.stats = _host_plan(
-            self._tables, kv_lens, self._q_lens, self._parents, **self._options
+        lens = int_vector(kv_lens, "kv_lens")
+        size = len(lens)
+        queries = np.ones_like(lens) if q_lens is None else int_vector(q_lens, "q_lens", size)
+        reserved = (
+            None if reserved_lens is None else int_vector(reserved_lens, "reserved_lens", size)
         )
-        self.buffer = torch.from_numpy(array)
-        at = int(array[_HEADER_KV_LENS])
-        self._kv_lens = array[at : at + len(kv_lens)]
-        self.max_page = int(array[_HEADER_MAX_PAGE])
-        self.stats["plan_us"] = (time.perf_counter() - start) * 1e6
+        parents = draft_arrays(draft_parents, queries)
+        tables = block_table_arrays(block_tables, size)
+        array, reserved_lens, stats = _host_plan(
+            tables, lens, queries, reserved, parents, **self._options
+        )
+        num_queries = int(queries.sum())
+        need = PlanCapacity(size, num_queries, len(array), int(array[_HEADER_PARTIALS]))
+        if capacity is not None:
+            _check_fits(need, capacity)
+        if not hasattr(self, "buffer"):
+            self.capacity = capacity or need
+            self._allocate(None if capacity else array)
+            self.device = self.buffer.device
+        if self.device.type == "cpu":
+            if self.buffer.data_ptr() != array.ctypes.data:
+                self.buffer.numpy()[: len(array)] = array
+        else:
+            self.buffer[: len(array)].copy_(torch.from_numpy(array).pin_memory(), non_blocking=True)
+        self._kv_lens, self._q_lens = lens.copy(), queries.copy()
+        self._reserved_lens = reserved_lens
+        self.num_queries, self.max_page = num_queries, int(array[_HEADER_MAX_PAGE])
+        stats["plan_us"] = (time.perf_counter() - start) * 1e6
+        self.stats = stats
+
+    def _allocate(self, array: np.ndarray | None) -> None:
+        """The buffers of the plan; on the CPU `array` becomes the buffer."""
+        o = self._options
+        if self.device.type == "cpu" and array is not None:
+            self.buffer = torch.from_numpy(array)
+        else:
+            self.buffer = torch.empty(self.capacity.ints, dtype=torch.int32, device=self.device)
+        self.workspace = None
+        if self.device.type != "cpu":
+            floats = self.capacity.partials * o["num_q_heads"] * (o["head_dim"] + 2)
+            self.workspace = torch.empty(floats, dtype=torch.float32, device=self.device)
 
     def update(self, kv_lens: Any) -> None:
-        """Take new lengths after appends into pages that the block tables already held.
+        """Take new lengths after appends into reserved pages; nothing is planned.
 
-        Lengths that stay on the planned pages are written in place: no planning is done. Growth
-        onto further reserved pages, or shrinking, plans again from the tables given at first.
+        Lengths from the host are checked, then written in place on the CPU, or uploaded from
+        pinned memory without waiting. A tensor on the plan's GPU is copied on that device, without
+        waiting and *without a check*, so that this call may be captured in a CUDA graph: that its
+        lengths neither shrink nor pass the reserved ones is then the caller's duty.
 
         Args:
-            kv_lens: int32 [B], the new length of every row in tokens.
+            kv_lens: int32 [B], the new length of every row in tokens, at least the last length
+                given by the host and at most its `reserved_lens`. Use `replan` for anything else.
 
         Raises:
-            ValueError: wrong number of rows, or a length past the row's block table; the plan is
-                then unchanged.
+            ValueError, TypeError: wrong shape or dtype, or (host only) a length that shrinks or
+                passes the reserved one; the plan is then unchanged.
+
+        Example:
+            >>> plan = plan_tree_attention([[0, 1], [0, 2]], [20, 24], page_size=16, num_q_heads=8,
+            ...     num_kv_heads=2, head_dim=64, dtype=torch.float32)
+            >>> plan.update([21, 25])
         """
-        new = _int_vector(kv_lens, "kv_lens")
-        if new.shape != self._kv_lens.shape:
-            _fail("kv_lens", f"int32 [{len(self._kv_lens)}]", f"[{len(new)}]")
-        grows = (
-            (new >= self._kv_lens) & (new <= self._capacity) & ((new == 0) == (self._kv_lens == 0))
-        )
-        if grows.all():
-            self._kv_lens[:] = new
+        op, size = "TreeAttentionPlan.update", len(self._kv_lens)
+        target = self.buffer[_HEADER_INTS : _HEADER_INTS + size]
+        if isinstance(kv_lens, torch.Tensor) and kv_lens.device.type != "cpu":
+            fits = kv_lens.shape == target.shape and kv_lens.device == target.device
+            if not fits or kv_lens.dtype != torch.int32:
+                raise (ValueError if kv_lens.dtype == torch.int32 else TypeError)(
+                    f"{op}: kv_lens must be int32 [{size}] on the host or on {target.device}, got "
+                    f"{kv_lens.dtype} {list(kv_lens.shape)} on {kv_lens.device}"
+                )
+            target.copy_(kv_lens)
+            return
+        new = int_vector(kv_lens, "kv_lens", size)
+        least = np.maximum(self._kv_lens, np.where(new > 0, self._q_lens, 0))
+        wrong = (new < least) | (new > self._reserved_lens)
+        if wrong.any():
+            i = int(wrong.argmax())
+            raise ValueError(
+                f"{op}: kv_lens[{i}] must be in [{least[i]}, {self._reserved_lens[i]}], from its "
+                f"present length to its reserved one, got {new[i]}; use plan.replan for other "
+                f"lengths"
+            )
+        self._kv_lens[:] = new
+        if self.device.type == "cpu":
+            target.numpy()[:] = new
         else:
-            self._make(new)
+            target.copy_(torch.from_numpy(new).pin_memory(), non_blocking=True)
+
+    def replan(
+        self,
+        block_tables: Any,
+        kv_lens: Any,
+        q_lens: Any = None,
+        *,
+        draft_parents: Sequence[Any] | None = None,
+        reserved_lens: Any = None,
+    ) -> None:
+        """Plan other rows into the same buffers, at the same addresses, with one upload.
+
+        A captured CUDA graph then runs the new plan. The graph's own q and out are as they were
+        captured: rows of q past the new `num_queries` are left alone.
+
+        Args:
+            block_tables, kv_lens, q_lens, draft_parents, reserved_lens: as `plan_tree_attention`
+                takes them. Heads, page size, window and mode stay.
+
+        Raises:
+            ValueError, TypeError: as `plan_tree_attention`, or because the new plan is larger than
+                `capacity`; the plan is then unchanged.
+
+        Example:
+            >>> plan = plan_tree_attention([[0, 1], [0, 2]], [20, 24], page_size=16, num_q_heads=8,
+            ...     num_kv_heads=2, head_dim=64, dtype=torch.float32,
+            ...     capacity=PlanCapacity.for_batch(4, 256, page_size=16))
+            >>> plan.replan([[0, 1], [0, 2], [0, 3]], [20, 24, 17])
+            >>> plan.num_queries
+            3
+        """
+        self._make(block_tables, kv_lens, q_lens, draft_parents, reserved_lens, self.capacity)
 
     def __repr__(self) -> str:
         s = self.stats
@@ -105,15 +265,19 @@ def plan_tree_attention(
     num_kv_heads: int,
     head_dim: int,
     dtype: torch.dtype = torch.bfloat16,
+    kv_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     draft_parents: Sequence[Any] | None = None,
     window_left: int = -1,
     deterministic: bool = False,
+    reserved_lens: Any = None,
+    capacity: PlanCapacity | None = None,
 ) -> TreeAttentionPlan:
     """Turn block tables and lengths into the work of one tree attention call.
 
     Rows that begin with the same pages share them: the pages are read once for all their queries.
     Where sharing costs more than it saves the plan declines, and `plan.stats["decision"]` says so.
+    The plan is made on the host from host data; on a GPU it is uploaded once, without waiting.
 
     Args:
         block_tables: list of B int32 arrays, or int32 [B, max_pages]; page ids. Entries past a
@@ -125,13 +289,18 @@ def plan_tree_attention(
         num_q_heads: Hq.
         num_kv_heads: Hkv, a divisor of Hq.
         head_dim: 64, 96, 128 or 256.
-        dtype: of q and the caches: float32, float16 or bfloat16.
-        device: where the attention will run.
+        dtype: of q: float32, float16 or bfloat16.
+        kv_dtype: of the caches: that of q (the default), or float8_e4m3fn.
+        device: where the attention will run, "cpu" or "cuda".
         draft_parents: per row None or int32 [q_len]: its query tokens are a draft tree; the parent
             of each token among them, -1 = child of the prefix, parents before children.
         window_left: keys further than this many positions to the left are not seen; -1 = all are.
         deterministic: cut at fixed absolute positions only, so that a row's bits do not depend on
             the other rows.
+        reserved_lens: int32 [B], tokens up to which `plan.update` may grow each row, inside the
+            pages of its table; default: to the end of its last page (a deterministic plan: of its
+            last chunk of 256 tokens, if that comes first).
+        capacity: what `plan.replan` must be able to hold; default: a plan of this size.
 
     Returns:
         The plan, to be passed to `tree_attention` for each layer.
@@ -148,80 +317,37 @@ def plan_tree_attention(
         (28, 44)
     """
     if dtype not in _DTYPES:
-        raise TypeError(f"{_OP}: dtype must be float32, float16 or bfloat16, got {dtype}")
+        raise TypeError(f"{OP}: dtype must be float32, float16 or bfloat16, got {dtype}")
+    kv_dtype = dtype if kv_dtype is None else kv_dtype
+    if kv_dtype not in (dtype, torch.float8_e4m3fn):
+        raise TypeError(f"{OP}: kv_dtype must be {dtype}, as q, or float8_e4m3fn, got {kv_dtype}")
     device = torch.device(device)
-    if device.type != "cpu":
-        _fail("device", "cpu (no other backend is built)", str(device))
-    lens = _int_vector(kv_lens, "kv_lens")
-    queries = np.ones_like(lens) if q_lens is None else _int_vector(q_lens, "q_lens")
-    if len(queries) != len(lens):
-        _fail("q_lens", f"int32 [{len(lens)}]", f"[{len(queries)}]")
-    parents = _draft_arrays(draft_parents, queries)
+    if device.type not in ("cpu", "cuda"):
+        fail("device", '"cpu" or "cuda"', str(device))
     options = {
         "page_size": int(page_size),
         "num_q_heads": int(num_q_heads),
         "num_kv_heads": int(num_kv_heads),
         "head_dim": int(head_dim),
-        "element_bytes": dtype.itemsize,
+        "element_bytes": kv_dtype.itemsize,
         "window_left": int(window_left),
         "deterministic": bool(deterministic),
-        "num_workers": torch.get_num_threads(),
+        "num_workers": _num_workers(device),
     }
-    tables = _tables(block_tables, len(lens))
-    return TreeAttentionPlan(tables, lens, queries, parents, options, dtype, device)
+    rows = (block_tables, kv_lens, q_lens, draft_parents, reserved_lens)
+    return TreeAttentionPlan(rows, options, dtype, kv_dtype, device, capacity)
 
 
-def _fail(argument: str, expected: str, got: str) -> None:
-    raise ValueError(f"{_OP}: {argument} must be {expected}, got {got}")
+def _num_workers(device: torch.device) -> int:
+    if device.type == "cpu":
+        return torch.get_num_threads()
+    if not torch.cuda.is_available():
+        fail("device", "one that torch can use", f"{str(device)!r}, but torch finds no CUDA device")
+    return _WORKERS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _int_vector(value: Any, name: str) -> np.ndarray:
-    """`value` as a new int32 vector; floats and other shapes are refused."""
-    array = np.asarray(value)
-    if array.size == 0:
-        array = array.astype(np.int32)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(
-            f"{_OP}: {name} must be an int32 vector, got {array.dtype} {list(array.shape)}"
-        )
-    if array.size and (array.max() > 2**31 - 1 or array.min() < -(2**31)):
-        _fail(name, "within int32", f"{array.min()}..{array.max()}")
-    return array.astype(np.int32)
-
-
-def _tables(block_tables: Any, num_rows: int) -> np.ndarray | list[np.ndarray]:
-    if isinstance(block_tables, torch.Tensor):
-        block_tables = block_tables.numpy()
-    if isinstance(block_tables, np.ndarray):
-        if block_tables.ndim != 2 or block_tables.dtype.kind not in "iu":
-            raise TypeError(
-                f"{_OP}: block_tables must be int32 [B, max_pages] or a list of int32 vectors, got "
-                f"{block_tables.dtype} {list(block_tables.shape)}"
-            )
-        tables: np.ndarray | list[np.ndarray] = block_tables.astype(np.int32)
-    elif not isinstance(block_tables, Sequence):
-        raise TypeError(
-            f"{_OP}: block_tables must be int32 [B, max_pages] or a list of int32 vectors, got "
-            f"{type(block_tables).__name__}"
-        )
-    else:
-        tables = [_int_vector(t, f"block_tables[{i}]") for i, t in enumerate(block_tables)]
-    if len(tables) != num_rows:
-        _fail("block_tables", f"{num_rows} rows, as kv_lens", f"{len(tables)}")
-    return tables
-
-
-def _draft_arrays(
-    draft_parents: Sequence[Any] | None, q_lens: np.ndarray
-) -> list[np.ndarray | None]:
-    if draft_parents is None:
-        return []
-    if len(draft_parents) != len(q_lens):
-        _fail("draft_parents", f"{len(q_lens)} entries, as kv_lens", f"{len(draft_parents)}")
-    out: list[np.ndarray | None] = []
-    for i, parents in enumerate(draft_parents):
-        array = None if parents is None else _int_vector(parents, f"draft_parents[{i}]")
-        if array is not None and len(array) != q_lens[i]:
-            _fail(f"draft_parents[{i}]", f"int32 [{q_lens[i]}]", f"[{len(array)}]")
-        out.append(array)
-    return out
+def _check_fits(need: PlanCapacity, capacity: PlanCapacity) -> None:
+    names = ("rows", "queries", "ints", "partials")
+    for name, wanted, limit in zip(names, astuple(need), astuple(capacity), strict=True):
+        if wanted > limit:
+            raise ValueError(f"{OP}: capacity.{name} must be at least {wanted} here, got {limit}")

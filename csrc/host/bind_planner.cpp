@@ -35,6 +35,7 @@ void set_table(ttc::PlanRow& row, const IntArray& table, int64_t index, bool is_
 }
 
 py::tuple plan(const py::object& block_tables, const IntArray& kv_lens, const IntArray& q_lens,
+               const std::optional<IntArray>& reserved_lens,
                const std::vector<std::optional<IntArray>>& draft_parents, const ttc::PlanOptions& options) {
   const int64_t n = kv_lens.shape(0);
   std::vector<ttc::PlanRow> rows(n);
@@ -48,17 +49,18 @@ py::tuple plan(const py::object& block_tables, const IntArray& kv_lens, const In
     set_table(rows[i], tables[is_matrix ? 0 : i], i, is_matrix);
     rows[i].kv_len = kv_lens.data()[i];
     rows[i].q_len = q_lens.data()[i];
+    rows[i].reserved_len = reserved_lens ? reserved_lens->data()[i] : -1;
     rows[i].draft_parents = nullptr;
     if (!draft_parents.empty() && draft_parents[i]) rows[i].draft_parents = draft_parents[i]->data();
   }
   ttc::Plan result;
   {
     const py::gil_scoped_release unlocked;
-    result = ttc::make_plan(rows, options);
+    result = ttc::make_plan(std::move(rows), options);
   }
   IntArray buffer(py::ssize_t(result.buffer.size()), result.buffer.data());
-  py::array_t<int64_t> capacity(py::ssize_t(result.row_capacity.size()), result.row_capacity.data());
-  return py::make_tuple(buffer, capacity, stats_dict(result.stats));
+  IntArray reserved(py::ssize_t(result.reserved_lens.size()), result.reserved_lens.data());
+  return py::make_tuple(buffer, reserved, stats_dict(result.stats));
 }
 
 }  // namespace
@@ -68,16 +70,17 @@ void bind_planner(py::module_& m) {
   m.def(
       "plan",
       [](const py::object& block_tables, const IntArray& kv_lens, const IntArray& q_lens,
-         const std::vector<std::optional<IntArray>>& draft_parents, int64_t page_size, int64_t num_q_heads,
+         const std::optional<IntArray>& reserved_lens, const std::vector<std::optional<IntArray>>& draft_parents, int64_t page_size, int64_t num_q_heads,
          int64_t num_kv_heads, int64_t head_dim, int64_t element_bytes, int64_t window_left,
          bool deterministic, int64_t num_workers) {
-        return plan(block_tables, kv_lens, q_lens, draft_parents,
+        return plan(block_tables, kv_lens, q_lens, reserved_lens, draft_parents,
                     {page_size, num_q_heads, num_kv_heads, head_dim, element_bytes, window_left,
                      deterministic, num_workers});
       },
-      "Plans tree attention; returns (buffer int32, row capacity int64, stats). "
+      "Plans tree attention; returns (buffer int32, reserved lengths int32, stats). "
       "Arguments are checked for shape by ttc_kernels.plan_tree_attention.",
-      py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_lens"), py::arg("draft_parents"), py::kw_only(),
+      py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_lens"), py::arg("reserved_lens"),
+      py::arg("draft_parents"), py::kw_only(),
       py::arg("page_size"), py::arg("num_q_heads"), py::arg("num_kv_heads"), py::arg("head_dim"),
       py::arg("element_bytes"), py::arg("window_left"), py::arg("deterministic"), py::arg("num_workers"));
 }

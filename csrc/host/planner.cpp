@@ -36,7 +36,12 @@ void check_row(const PlanRow& row, size_t i, int64_t page_size) {
   if (row.kv_len < 0) fail("kv_lens[", i, "] must be >= 0, got ", row.kv_len);
   if (row.kv_len != 0 && row.kv_len < row.q_len)
     fail("kv_lens[", i, "] counts the row's own ", row.q_len, " query tokens, got ", row.kv_len);
-  const int64_t pages = (row.kv_len + page_size - 1) / page_size;
+  if (row.reserved_len >= 0 && row.reserved_len < row.kv_len)
+    fail("reserved_lens[", i, "] must be at least kv_lens[", i, "] = ", row.kv_len, ", got ", row.reserved_len);
+  const int64_t pages = (std::max(row.kv_len, row.reserved_len) + page_size - 1) / page_size;
+  if (pages > row.num_table_pages && row.reserved_len > row.kv_len)
+    fail("block_tables[", i, "] must hold ", pages, " pages for reserved_lens[", i, "] = ", row.reserved_len,
+         " at page_size ", page_size, ", got ", row.num_table_pages);
   if (pages > row.num_table_pages)
     fail("block_tables[", i, "] must hold ", pages, " pages for kv_lens[", i, "] = ", row.kv_len,
          " at page_size ", page_size, ", got ", row.num_table_pages);
@@ -102,7 +107,7 @@ class Builder {
     num_queries_ = token_begin.back();
     std::vector<int32_t> order = trie_.order;
     for (size_t i = 0; i < rows_.size(); ++i) {
-      if (rows_[i].kv_len == 0 && rows_[i].q_len > 0) order.push_back(int32_t(i));
+      if (rows_[i].reserved_len == 0 && rows_[i].q_len > 0) order.push_back(int32_t(i));
       has_draft_ |= rows_[i].draft_parents != nullptr;
     }
     if (has_draft_) draft_.resize(num_queries_);
@@ -243,15 +248,10 @@ class Builder {
       if (ints) std::memcpy(out.data() + at, data, ints * 4);
       return int32_t(at);
     };
-    std::vector<int32_t> kv_lens(rows_.size());
-    plan_.row_capacity.resize(rows_.size());
-    for (size_t i = 0; i < rows_.size(); ++i) {
-      const int64_t length = rows_[i].kv_len;
-      kv_lens[i] = int32_t(length);
-      int64_t capacity = (length + o_.page_size - 1) / o_.page_size * o_.page_size;
-      if (o_.deterministic)
-        capacity = std::min(capacity, (length + kDeterministicChunk - 1) / kDeterministicChunk * kDeterministicChunk);
-      plan_.row_capacity[i] = capacity;
+    std::vector<int32_t> kv_lens;
+    for (const PlanRow& row : rows_) {
+      kv_lens.push_back(int32_t(row.kv_len));
+      plan_.reserved_lens.push_back(int32_t(row.reserved_len));
     }
     h.magic = kPlanMagic;
     h.num_rows = int32_t(rows_.size());
@@ -268,9 +268,9 @@ class Builder {
     h.window_left = int32_t(std::min<int64_t>(o_.window_left, std::numeric_limits<int32_t>::max()));
     h.max_page = pages_.empty() ? -1 : *std::max_element(pages_.begin(), pages_.end());
     h.deterministic = o_.deterministic;
+    append(kv_lens.data(), kv_lens.size());
     h.items = append(items_.data(), items_.size() * 8);
     h.pages = append(pages_.data(), pages_.size());
-    h.kv_lens = append(kv_lens.data(), kv_lens.size());
     h.q_token = append(q_token_.data(), q_token_.size());
     h.q_row = append(q_row_.data(), q_row_.size());
     h.q_back = append(q_back_.data(), q_back_.size());
@@ -297,9 +297,16 @@ class Builder {
 
 }  // namespace
 
-Plan make_plan(const std::vector<PlanRow>& rows, const PlanOptions& options) {
+Plan make_plan(std::vector<PlanRow> rows, const PlanOptions& options) {
   check_options(options);
-  for (size_t i = 0; i < rows.size(); ++i) check_row(rows[i], i, options.page_size);
+  const auto round_up = [](int64_t x, int64_t to) { return (x + to - 1) / to * to; };
+  for (size_t i = 0; i < rows.size(); ++i) {
+    PlanRow& row = rows[i];
+    check_row(row, i, options.page_size);
+    if (row.reserved_len >= 0) continue;
+    row.reserved_len = round_up(row.kv_len, options.page_size);
+    if (options.deterministic) row.reserved_len = std::min(row.reserved_len, round_up(row.kv_len, kDeterministicChunk));
+  }
   return Builder(rows, options).build();
 }
 

@@ -9,9 +9,10 @@ namespace ttc {
 
 // One row of the caller's batch: where its pages stand and how much of them counts.
 struct PlanRow {
-  const int32_t* pages;  // at least ceil(kv_len / page_size) entries
+  const int32_t* pages;  // at least ceil(reserved_len / page_size) entries
   int64_t num_table_pages;
   int64_t kv_len;
+  int64_t reserved_len;  // how far plan.update() may grow the row; -1: to the end of its last page
   int64_t q_len;
   const int32_t* draft_parents;  // q_len entries or nullptr
 };
@@ -33,12 +34,12 @@ struct PlanStats {
 
 struct Plan {
   std::vector<int32_t> buffer;        // common/plan_layout.h
-  std::vector<int64_t> row_capacity;  // how far plan.update() may grow each row
+  std::vector<int32_t> reserved_lens;  // how far plan.update() may grow each row
   PlanStats stats;
 };
 
 // Throws std::invalid_argument with the row and the value for anything inconsistent.
-Plan make_plan(const std::vector<PlanRow>& rows, const PlanOptions& options);
+Plan make_plan(std::vector<PlanRow> rows, const PlanOptions& options);
 
 // Deterministic plans cut at multiples of this many tokens and nowhere else.
 constexpr int64_t kDeterministicChunk = 256;

@@ -7,7 +7,7 @@ namespace ttc {
 namespace {
 
 int64_t pages_of(const PlanRow& row, int64_t page_size) {
-  return (row.kv_len + page_size - 1) / page_size;
+  return (row.reserved_len + page_size - 1) / page_size;
 }
 
 }  // namespace
@@ -15,7 +15,7 @@ int64_t pages_of(const PlanRow& row, int64_t page_size) {
 Trie build_trie(const std::vector<PlanRow>& rows, int64_t page_size) {
   Trie trie;
   for (size_t i = 0; i < rows.size(); ++i)
-    if (rows[i].kv_len > 0 && rows[i].q_len > 0) trie.order.push_back(int32_t(i));
+    if (rows[i].reserved_len > 0 && rows[i].q_len > 0) trie.order.push_back(int32_t(i));
   std::vector<int64_t> num_pages(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) num_pages[i] = pages_of(rows[i], page_size);
 

@@ -80,29 +80,93 @@ def items_of(plan):
     return [tuple(row[:4]) for row in buffer[at : at + 8 * count].reshape(count, 8).tolist()]
 
 
-def test_update_in_place_and_across_pages():
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_update_inside_the_reserved_pages(deterministic):
+    """An updated plan gives what a fresh one gives, on the same addresses."""
     load = from_nodes("grow", [(-1, 30), (0, 5), (0, 9)], page_size=16)
     tables = [np.append(t, 60 + i).astype(np.int32) for i, t in enumerate(load.block_tables)]
     g = torch.Generator().manual_seed(0)
     k, v = torch.randn(2, 64, 16, 2, 64, generator=g)
     q = torch.randn(2, 4, 64, generator=g)
-    for deterministic in (False, True):
-        options = {**HEADS, "page_size": 16, "deterministic": deterministic}
-        plan = ttc_kernels.plan_tree_attention(tables, load.kv_lens, **options)
-        before = plan.buffer.data_ptr()
-        for grown in (load.kv_lens + 3, load.kv_lens + 20):
-            plan.update(grown)
-            fresh = ttc_kernels.plan_tree_attention(tables, grown, **options)
-            got = ttc_kernels.tree_attention(q, k, v, plan)
-            expected = ttc_kernels.tree_attention(q, k, v, fresh)
-            assert_bitwise_equal(got[0], expected[0])
-            assert_bitwise_equal(got[1], expected[1])
-            if (grown == load.kv_lens + 3).all():
-                assert plan.buffer.data_ptr() == before, "growth inside the last page plans nothing"
-        kept = plan.buffer.clone()
-        with pytest.raises(ValueError, match=r"block_tables\[0\] must hold 10 pages"):
-            plan.update(grown + 100)
-        assert torch.equal(plan.buffer, kept)
+    options = {**HEADS, "page_size": 16, "deterministic": deterministic}
+    reserved = [64, 60]
+    plan = ttc_kernels.plan_tree_attention(tables, load.kv_lens, reserved_lens=reserved, **options)
+    before = plan.buffer.data_ptr()
+    for grown in (load.kv_lens + 3, load.kv_lens + 20, np.array(reserved)):
+        plan.update(torch.from_numpy(grown))
+        got = ttc_kernels.tree_attention(q, k, v, plan)
+        fresh = ttc_kernels.plan_tree_attention(tables, grown, reserved_lens=reserved, **options)
+        expected = ttc_kernels.tree_attention(q, k, v, fresh)
+        assert_bitwise_equal(got[0], expected[0])
+        assert_bitwise_equal(got[1], expected[1])
+        plain = ttc_kernels.plan_tree_attention(tables, grown, **options)
+        torch.testing.assert_close(got[0], ttc_kernels.tree_attention(q, k, v, plain)[0])
+        assert plan.buffer.data_ptr() == before
+
+
+def test_an_empty_row_may_grow():
+    g = torch.Generator().manual_seed(0)
+    k, v = torch.randn(2, 4, 16, 2, 64, generator=g)
+    q = torch.randn(2, 4, 64, generator=g)
+    options = {**HEADS, "page_size": 16}
+    plan = ttc_kernels.plan_tree_attention([[0], [1]], [0, 7], reserved_lens=[16, 16], **options)
+    out, lse = ttc_kernels.tree_attention(q, k, v, plan)
+    assert (out[0] == 0).all() and (lse[0] == -torch.inf).all() and (out[1] != 0).all()
+    plan.update([2, 7])
+    fresh = ttc_kernels.plan_tree_attention([[0], [1]], [2, 7], **options)
+    assert_bitwise_equal(
+        ttc_kernels.tree_attention(q, k, v, plan)[0], ttc_kernels.tree_attention(q, k, v, fresh)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "lens,error,message",
+    [
+        ([19, 24], ValueError, r"kv_lens\[0\] must be in \[20, 32\], .* got 19; use plan.replan"),
+        ([20, 33], ValueError, r"kv_lens\[1\] must be in \[24, 30\], .* got 33"),
+        ([0, 24], ValueError, r"kv_lens\[0\] must be in"),
+        ([20], ValueError, r"kv_lens must be int32 \[2\], got \[1\]"),
+        ([20.5, 24], TypeError, "kv_lens must be an int32 vector, got float64"),
+    ],
+)
+def test_update_refuses(lens, error, message):
+    plan = ttc_kernels.plan_tree_attention(**GOOD, **HEADS, page_size=16, reserved_lens=[32, 30])
+    kept = plan.buffer.clone()
+    with pytest.raises(error, match=message):
+        plan.update(lens)
+    assert torch.equal(plan.buffer, kept)
+    plan.update([21, 30])
+    assert plan.buffer[32:34].tolist() == [21, 30]
+
+
+def test_replan_keeps_addresses_and_capacity():
+    capacity = ttc_kernels.PlanCapacity.for_batch(5, 128, page_size=16)
+    plan = ttc_kernels.plan_tree_attention(
+        [[0, 1], [0, 2]], [20, 24], page_size=16, capacity=capacity, **HEADS
+    )
+    before = plan.buffer.data_ptr()
+    g = torch.Generator().manual_seed(0)
+    k, v = torch.randn(2, 64, 16, 2, 64, generator=g)
+    for seed, rows in ((1, 5), (2, 3), (3, 4)):
+        rng = np.random.default_rng(seed)
+        lens = rng.integers(1, 128, rows)
+        tables = [rng.integers(0, 64, 8) for _ in lens]
+        plan.replan(tables, lens)
+        fresh = ttc_kernels.plan_tree_attention(tables, lens, page_size=16, **HEADS)
+        size = fresh.buffer.numel()
+        assert torch.equal(plan.buffer[:size], fresh.buffer)
+        assert plan.buffer.data_ptr() == before and plan.buffer.numel() == capacity.ints
+        q = torch.randn(rows, 4, 64, generator=g)
+        got = ttc_kernels.tree_attention(q, k, v, plan)
+        assert_bitwise_equal(got[0], ttc_kernels.tree_attention(q, k, v, fresh)[0])
+    kept = plan.buffer.clone()
+    with pytest.raises(ValueError, match=r"capacity.rows must be at least 6 here, got 5"):
+        plan.replan([[0]] * 6, [3] * 6)
+    with pytest.raises(ValueError, match=r"capacity.queries must be at least 6 here, got 5"):
+        plan.replan([[0]], [9], [6])
+    with pytest.raises(ValueError, match=r"capacity.ints must be at least \d+ here, got"):
+        plan.replan([list(range(2000))], [32000])
+    assert torch.equal(plan.buffer, kept)
 
 
 GOOD = {"block_tables": [[0, 1], [0, 2]], "kv_lens": [20, 24], "q_lens": [1, 2]}
@@ -129,7 +193,20 @@ GOOD = {"block_tables": [[0, 1], [0, 2]], "kv_lens": [20, 24], "q_lens": [1, 2]}
         ({"head_dim": 80}, ValueError, "head_dim must be 64, 96, 128 or 256, got 80"),
         ({"dtype": torch.float64}, TypeError, "dtype must be float32, float16 or bfloat16"),
         ({"window_left": -2}, ValueError, "window_left must be -1"),
-        ({"device": "meta"}, ValueError, "device must be cpu"),
+        ({"device": "meta"}, ValueError, 'device must be "cpu" or "cuda", got meta'),
+        ({"kv_dtype": torch.float16}, TypeError, "kv_dtype must be torch.float32, as q"),
+        ({"reserved_lens": [20]}, ValueError, r"reserved_lens must be int32 \[2\], got \[1\]"),
+        ({"reserved_lens": [20, 23]}, ValueError, r"reserved_lens\[1\] must be at least kv_lens"),
+        (
+            {"reserved_lens": [33, 24]},
+            ValueError,
+            r"block_tables\[0\] must hold 3 pages for reserved_lens",
+        ),
+        (
+            {"capacity": ttc_kernels.PlanCapacity(1, 9, 999, 9)},
+            ValueError,
+            "capacity.rows must be at least 2 here, got 1",
+        ),
         ({"draft_parents": [None]}, ValueError, "draft_parents must be 2 entries"),
         ({"draft_parents": [None, [-1]]}, ValueError, r"draft_parents\[1\] must be int32 \[2\]"),
         (
