@@ -10,10 +10,21 @@ from pathlib import Path
 
 import torch
 
+_PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "ttc-kernels",
+    "flashinfer-python",
+    "flash-attn",
+)
 
-def describe() -> dict[str, object]:
-    """Facts to store beside every result."""
+
+def describe(device: torch.device | str = "cpu") -> dict[str, object]:
+    """Facts to store beside every result that was measured on a device."""
+    device = torch.device(device)
     return {
+        **(_gpu(device) if device.type == "cuda" else {}),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -21,7 +32,7 @@ def describe() -> dict[str, object]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "ttc-kernels")},
+        "versions": {name: version(name) for name in _PACKAGES},
     }
 
 
@@ -33,8 +44,11 @@ def version(package: str) -> str | None:
         return None
 
 
-def available_bytes() -> int:
-    """Memory that can be taken without swapping."""
+def available_bytes(device: torch.device | str = "cpu") -> int:
+    """Memory of a device that can be taken, on the CPU without swapping."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     return _kib(Path("/proc/meminfo"), "MemAvailable:") * 1024
 
 
@@ -44,6 +58,17 @@ def peak_rss_bytes() -> int:
     Not from getrusage, whose maximum a new process takes over from the one that started it.
     """
     return _kib(Path("/proc/self/status"), "VmHWM:") * 1024
+
+
+def _gpu(device: torch.device) -> dict[str, object]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "gpu_sms": properties.multi_processor_count,
+        "gpu_l2_mib": properties.L2_cache_size / 2**20,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+    }
 
 
 def _kib(file: Path, name: str) -> int:

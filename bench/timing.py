@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-# More than the last-level caches of today's CPUs.
-_FLUSH_BYTES = 1 << 28
+from .devices import Call, Clock, CpuClock
 
 
 @dataclass(frozen=True)
@@ -21,30 +18,43 @@ class Timing:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, seconds: list[float]) -> Timing:
+        """Summary of some measurements."""
+        return cls(float(np.median(seconds)), min(seconds), max(seconds))
+
 
 def in_turn(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    clock: Clock | None = None,
+    mode: str = "cold",
 ) -> dict[str, Timing]:
     """Run all contenders once a round, the order reversed every other round.
 
-    Before each timed call the caches are filled with other data: in a model the weights of a
-    layer pass through them between two calls of attention.
+    Before each timed call the caches are filled with other data, unless the mode says otherwise:
+    in a model the weights of a layer pass through them between two calls of attention.
 
     Args:
-        contenders: what to time, by name.
+        contenders: what to time, by name. One that the mode cannot prepare (a call that cannot be
+            captured in a graph) is missing from the result.
         rounds: timed calls of each.
         warmup: untimed calls of each beforehand.
+        clock: of the device; default the CPU's.
+        mode: one of the clock's modes.
     """
-    for fn in contenders.values():
+    clock = clock or CpuClock()
+    prepared: dict[str, Call] = {}
+    for name, fn in contenders.items():
         for _ in range(warmup):
             fn()
-    other_data = torch.zeros(_FLUSH_BYTES // 4)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        try:
+            prepared[name] = clock.prepare(fn, mode)
+        except Exception as error:
+            print(f"{name} cannot be prepared for {mode}: {error}".splitlines()[0], flush=True)
+    seconds: dict[str, list[float]] = {name: [] for name in prepared}
     for i in range(rounds):
-        names = list(contenders) if i % 2 == 0 else list(contenders)[::-1]
-        for name in names:
-            other_data.sum()
-            start = time.perf_counter()
-            contenders[name]()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: Timing(float(np.median(t)), min(t), max(t)) for name, t in seconds.items()}
+        for name in list(prepared)[:: 1 if i % 2 == 0 else -1]:
+            seconds[name].append(clock.seconds(prepared[name], mode))
+    return {name: Timing.of(measured) for name, measured in seconds.items()}

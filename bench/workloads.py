@@ -1,198 +1,198 @@
-"""The published trees, as node tables for the peers and as block tables for ttc_kernels."""
+"""The workloads by suite: published trees, and shapes of searches, drafts and scoring."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from .forest import Forest
+from .tree import Tree
 
 WORKLOADS_FILE = Path(__file__).with_name("workloads.json")
 
 
-@dataclass(frozen=True)
-class Pages:
-    """A tree laid out in pages, as copy-on-write forks leave it.
-
-    Attributes:
-        block_tables: int32 [num_queries, max_pages], one row per leaf.
-        kv_lens: int32 [num_queries], tokens on the leaf's path.
-        page_tokens: int64 [num_pages, page_size], the unique token in each slot, -1 if unused.
-    """
-
-    block_tables: np.ndarray
-    kv_lens: np.ndarray
-    page_tokens: np.ndarray
+def _data(name: str) -> Any:
+    return json.loads(WORKLOADS_FILE.read_text())[name]
 
 
-@dataclass(frozen=True)
-class Tree:
-    """A forest in which all nodes of one level have the same number of tokens.
-
-    Child j of level l hangs from parent floor(j * N[l-1] / N[l]), so the leaves below a node are
-    consecutive. There is one query per leaf, and a leaf sees every token on its path. Unique
-    tokens are numbered level by level, and node by node inside a level.
-
-    Args:
-        suite: where the shape comes from.
-        nodes_per_level: N, nodes on each level, never fewer than on the level above.
-        tokens_per_node: C, tokens of each node of a level.
-
-    Raises:
-        ValueError: if the two tuples disagree, or a level is empty or narrower than its parent.
-
-    Example:
-        >>> Tree("example", (1, 2), (8, 4)).unique_tokens
-        16
-    """
-
-    suite: str
-    nodes_per_level: tuple[int, ...]
-    tokens_per_node: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        n, c = self.nodes_per_level, self.tokens_per_node
-        if not n or len(n) != len(c):
-            raise ValueError(
-                f"Tree: nodes_per_level and tokens_per_node must be of equal length >= 1, "
-                f"got {n} and {c}"
-            )
-        if min(n) < 1 or min(c) < 1 or any(a > b for a, b in itertools.pairwise(n)):
-            raise ValueError(
-                f"Tree: counts must be >= 1 and levels must not get narrower, got {n} and {c}"
-            )
-
-    @property
-    def name(self) -> str:
-        """The shape in words, in the form `parse_tree` reads."""
-        n, c = (",".join(map(str, x)) for x in (self.nodes_per_level, self.tokens_per_node))
-        return f"{n}x{c}"
-
-    @property
-    def depth(self) -> int:
-        """Number of levels."""
-        return len(self.nodes_per_level)
-
-    @property
-    def num_queries(self) -> int:
-        """Number of leaves."""
-        return self.nodes_per_level[-1]
-
-    @property
-    def unique_tokens(self) -> int:
-        """Tokens of the whole tree, each counted once."""
-        return sum(n * c for n, c in zip(self.nodes_per_level, self.tokens_per_node, strict=True))
-
-    @property
-    def path_tokens(self) -> int:
-        """Tokens summed over the leaves' paths: what is read when nothing is shared."""
-        return self.num_queries * sum(self.tokens_per_node)
-
-    @cached_property
-    def ancestors(self) -> np.ndarray:
-        """int64 [depth, num_queries]: the node of each level that a leaf's path goes through."""
-        rows = [np.arange(self.num_queries)]
-        for level in range(self.depth - 1, 0, -1):
-            parents, children = self.nodes_per_level[level - 1 : level + 1]
-            rows.append(rows[-1] * parents // children)
-        return np.stack(rows[::-1])
-
-    def node_tokens(self, level: int) -> np.ndarray:
-        """int64 [nodes, tokens]: the unique tokens of each node of a level."""
-        sizes = [n * c for n, c in zip(self.nodes_per_level, self.tokens_per_node, strict=True)]
-        start, shape = sum(sizes[:level]), (self.nodes_per_level[level], -1)
-        return np.arange(start, start + sizes[level]).reshape(shape)
-
-    def path_of_nodes(self, first: int, last: int) -> np.ndarray:
-        """int64 [nodes of level `last`, tokens]: the paths from level `first` down to `last`."""
-        nodes = np.arange(self.nodes_per_level[last])
-        parts = []
-        for level in range(last, first - 1, -1):
-            parts.append(self.node_tokens(level)[nodes])
-            nodes = nodes * self.nodes_per_level[level - 1] // self.nodes_per_level[level]
-        return np.concatenate(parts[::-1], axis=1)
-
-    @cached_property
-    def leaf_ranges(self) -> np.ndarray:
-        """int64 [2, unique_tokens]: first and one-past-last leaf that sees each token."""
-        parts = []
-        for level, tokens in enumerate(self.tokens_per_node):
-            nodes = np.arange(self.nodes_per_level[level])
-            first = np.searchsorted(self.ancestors[level], nodes, side="left")
-            last = np.searchsorted(self.ancestors[level], nodes, side="right")
-            parts.append(np.stack([first, last]).repeat(tokens, axis=1))
-        return np.concatenate(parts, axis=1)
-
-    def pages(self, page_size: int = 16, seed: int = 0) -> Pages:
-        """Lay the tree out in pages, physical pages in random order as in a pool long in use.
-
-        A child shares its parent's full pages and copies a partly filled one.
-
-        Args:
-            page_size: tokens in a page.
-            seed: of the order of the physical pages.
-        """
-        contents: list[np.ndarray] = []
-        tables = np.empty((1, 0), np.int64)
-        length = 0
-        for level, tokens in enumerate(self.tokens_per_node):
-            nodes = np.arange(self.nodes_per_level[level])
-            parents = nodes * len(tables) // len(nodes) if level else np.zeros_like(nodes)
-            shared_pages = length // page_size
-            length += tokens
-            own_pages = -(-length // page_size) - shared_pages
-            # What a node's own pages hold, the copied head of its first page included.
-            held = self.path_of_nodes(0, level)[:, shared_pages * page_size :]
-            padded = np.full((len(nodes), own_pages * page_size), -1)
-            padded[:, : held.shape[1]] = held
-            first_page = sum(map(len, contents))
-            contents.append(padded.reshape(-1, page_size))
-            own = first_page + np.arange(len(nodes) * own_pages).reshape(len(nodes), own_pages)
-            tables = np.concatenate([tables[parents, :shared_pages], own], axis=1)
-        page_tokens = np.concatenate(contents)
-        where = np.random.default_rng(seed).permutation(len(page_tokens))
-        shuffled = np.empty_like(page_tokens)
-        shuffled[where] = page_tokens
-        return Pages(
-            block_tables=where[tables].astype(np.int32),
-            kv_lens=np.full(self.num_queries, length, np.int32),
-            page_tokens=shuffled,
-        )
+def published_trees() -> list[Forest]:
+    """The trees of the published kernel benchmarks, controls without sharing included."""
+    return [Tree(r["suite"], r["nodes_per_level"], r["tokens_per_node"]) for r in _data("trees")]
 
 
-def published_trees() -> list[Tree]:
-    """All trees of workloads.json, in its order."""
-    rows = json.loads(WORKLOADS_FILE.read_text())["trees"]
+def unit_test_trees() -> list[Forest]:
+    """Trees of PAT's unit tests: up to nine levels, forests, one table by hand."""
+    trees: list[Forest] = [
+        Tree("unit_tests", r["nodes_per_level"], r["tokens_per_node"]) for r in _data("unit_tests")
+    ]
+    # Block tables [[0,1,5],[0,2,6],[3,4,7]] of 32-token pages at length 33 fork at a page's end.
+    return [*trees, Forest("unit_tests", "by hand", (-1, 0, 0, -1), (32, 1, 1, 33))]
+
+
+def few_shot_trees() -> list[Forest]:
+    """Few-shot prompting: a long prompt, branches at several stages of their growth."""
+    d = _data("few_shot")
     return [
-        Tree(r["suite"], tuple(r["nodes_per_level"]), tuple(r["tokens_per_node"])) for r in rows
+        Tree("few_shot", (1, width), (d["prompt"], generated))
+        for width in d["width"]
+        for generated in d["generated"]
     ]
 
 
-def beam_trees() -> list[Tree]:
+def draft_trees() -> list[Forest]:
+    """Medusa draft trees to verify, over prefixes and batch sizes; node 0 is the last token."""
+    d = _data("draft_trees")
+    forests = []
+    for size, counts in d["medusa_depth_counts"].items():
+        parents = preorder_draft([1, *counts])
+        for prefix in d["prefix"]:
+            for batch in d["batch"]:
+                nodes = [(-1, prefix)] * batch + [(i, len(parents)) for i in range(batch)]
+                up, sizes = zip(*nodes, strict=True)
+                name = f"{size} drafts, prefix {prefix}, batch {batch}"
+                q_lens = (len(parents),) * batch
+                forests.append(Forest("draft", name, up, sizes, q_lens, tuple(parents)))
+    return forests
+
+
+def preorder_draft(counts: Sequence[int]) -> list[int]:
+    """Parents of a draft tree with so many nodes on each level, numbered in preorder.
+
+    Child j of a level of n hangs from parent floor(j * m / n) of the level of m above; the levels
+    may get narrower.
+    """
+    children: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for level, (above, here) in enumerate(itertools.pairwise(counts)):
+        for j in range(here):
+            children.setdefault((level, j * above // here), []).append((level + 1, j))
+    parents: list[int] = []
+
+    def visit(node: tuple[int, int], parent: int) -> None:
+        number = len(parents)
+        parents.append(parent)
+        for child in children.get(node, ()):
+            visit(child, number)
+
+    for root in range(counts[0]):
+        visit((0, root), -1)
+    return parents
+
+
+def beam_trees() -> list[Forest]:
     """The beam sweep: many beams with a short suffix over one prompt."""
-    sweep = json.loads(WORKLOADS_FILE.read_text())["beam_sweep"]
+    d = _data("beam_sweep")
     return [
-        Tree("beam", (1, sweep["beams"]), (prefix, sweep["suffix"])) for prefix in sweep["prefix"]
+        Tree("beam", (1, d["beams"]), (prefix, d["suffix"]), tuple(d["heads"]))
+        for prefix in d["prefix"]
     ]
 
 
-def parse_tree(text: str) -> Tree:
-    """Read a tree such as `1,2,64x8,256,32`: nodes per level, then tokens per node.
+def single_kv_head_trees() -> list[Forest]:
+    """Eight query heads on one KV head, where sharing saves little: a known loss of cascades."""
+    d = _data("controls")["single_kv_head_gqa8"]
+    return [
+        Tree("single_kv_head", (1, d["batch"]), (d["prefix"], generated), tuple(d["heads"]))
+        for generated in d["generated"]
+    ]
 
-    Raises:
-        ValueError: if the text does not have that form.
+
+def unshared_trees() -> list[Forest]:
+    """Controls in which no token is shared."""
+    return [Tree("no_sharing", (n,), (c,)) for n, c in _data("controls")["no_sharing"]]
+
+
+def extend_forests() -> list[Forest]:
+    """Scoring one step of every live branch: ragged queries at the end of a beam search's tree."""
+    d = _data("search_extend")
+    forests = []
+    low, high = d["step_tokens"]
+    for width, prefix, depth in itertools.product(d["width"], d["prefix"], d["depth"]):
+        rng = np.random.default_rng([width, prefix, depth])
+        levels = _surviving_parents(rng, width, depth)
+        parents, sizes, begin = [-1], [prefix], 0
+        for level in levels:
+            first = len(parents)
+            parents += [begin + parent for parent in level]
+            sizes += rng.integers(low, high, len(level), endpoint=True).tolist()
+            begin = first
+        name = f"{width} branches, prefix {prefix}, step {depth}"
+        q_lens = tuple(sizes[-width:])
+        forests.append(Forest("extend", name, tuple(parents), tuple(sizes), q_lens))
+    return forests
+
+
+def _surviving_parents(rng: np.random.Generator, width: int, depth: int) -> list[list[int]]:
+    """Per step the parent of each node that still has a live branch below it.
+
+    A quarter of the branches of a step is kept and grows four children each, so going up, nodes
+    merge: each level's nodes choose parents among a quarter of the width.
     """
-    try:
-        nodes, tokens = (tuple(int(x) for x in part.split(",")) for part in text.split("x"))
-    except ValueError:
-        raise ValueError(
-            f"parse_tree: expected nodes per level x tokens per node, like 1,2,64x8,256,32, "
-            f"got {text!r}"
-        ) from None
-    return Tree("given", nodes, tokens)
+    levels: list[list[int]] = []
+    count = width
+    for step in range(depth, 0, -1):
+        choices = 1 if step == 1 else max(1, width // 4)
+        picks = np.sort(rng.integers(0, choices, count)) if step < depth else np.arange(count) // 4
+        kept, parents = np.unique(np.minimum(picks, choices - 1), return_inverse=True)
+        levels.append(parents.tolist())
+        count = len(kept)
+    return levels[::-1]
 
 
-SUITES = {"published": published_trees, "beam": beam_trees}
+def adversarial_forests() -> list[Forest]:
+    """Shapes that break planners: very long, very short, empty, lopsided, ragged."""
+    d = _data("adversarial")
+    name = "adversarial"
+    forests: list[Forest] = [
+        Tree(name, r["nodes_per_level"], r["tokens_per_node"]) for r in d["trees"]
+    ]
+    n, tail = d["comb"]["length"], d["comb"]["tail"]
+    # A chain of one-token nodes with a leaf at each; leaves in depth-first order, deepest last.
+    chain = [-1, *(2 * i for i in range(n - 1))]
+    parents = [x for i, up in enumerate(chain) for x in (up, 2 * i)]
+    forests.append(Forest(name, f"chain of {n} one-token nodes", tuple(parents), (1, tail) * n))
+    n = d["duplicates"]["queries"]
+    sizes = (d["duplicates"]["prefix"], *([0] * n))
+    forests.append(Forest(name, f"{n} queries on one node", (-1, *([0] * n)), sizes))
+    n, long, short = (d["lopsided"][key] for key in ("branches", "long", "short"))
+    sizes = (d["lopsided"]["prefix"], long, *([short] * (n - 1)))
+    forests.append(Forest(name, f"one branch of {long}", (-1, *([0] * n)), sizes))
+    empty = Forest(name, "empty nodes", (-1, 0, 1, 1, 0), (d["empty"], 0, 5, 0, 20))
+    return [*forests, empty, random_forest(d["random"]["rows"], d["random"]["seed"])]
+
+
+def random_forest(rows: int, seed: int) -> Forest:
+    """Several roots, ragged depth and sizes, as a tree search without levels leaves them."""
+    rng = np.random.default_rng(seed)
+    parents: list[int] = []
+    sizes: list[int] = []
+
+    def grow(parent: int, leaves: int) -> None:
+        node = len(parents)
+        parents.append(parent)
+        sizes.append(int(rng.geometric(0.01)))
+        if leaves > 1:
+            cuts = np.sort(rng.choice(leaves - 1, min(leaves - 1, int(rng.integers(1, 5))), False))
+            for part in np.diff([0, *(cuts + 1), leaves]):
+                grow(node, int(part))
+
+    for part in (rows - rows // 4, rows // 4):
+        grow(-1, part)
+    return Forest("adversarial", f"random, {rows} rows", tuple(parents), tuple(sizes))
+
+
+SUITES: dict[str, Callable[[], list[Forest]]] = {
+    "published": published_trees,
+    "unit_tests": unit_test_trees,
+    "few_shot": few_shot_trees,
+    "draft": draft_trees,
+    "beam": beam_trees,
+    "single_kv_head": single_kv_head_trees,
+    "no_sharing": unshared_trees,
+    "extend": extend_forests,
+    "adversarial": adversarial_forests,
+}

@@ -7,30 +7,57 @@ import json
 import pytest
 import torch
 
-from bench import tree_attention
-from bench.peers import Ours, Problem, Skip, build_cascade, build_flex, build_sdpa, make_problem
+from bench import measure, tree_attention
+from bench.forest import Forest
+from bench.peers import (
+    Ours,
+    Problem,
+    Skip,
+    build_cascade,
+    build_flex,
+    build_sdpa,
+    build_two_level_cascade,
+    make_problem,
+)
 from bench.peers.base import Run
 from bench.roofline import Roofline
 from bench.timing import in_turn
-from bench.workloads import parse_tree
+from bench.tree import parse_tree
 from ttc_kernels import reference
 
-# A root that ends in mid-page, uneven sizes, and a forest of two roots with one-token nodes.
-_SHAPES = ("1,2,4x9,17,3", "2,4,8x5,1,20")
-_BUILD = {"ours": lambda p: Ours(p, 16), "sdpa": build_sdpa, "cascade": build_cascade}
+# A root that ends in mid-page, uneven sizes, a forest of two roots with one-token nodes, leaves
+# unevenly spread; and rows of several queries, of different depth, in draft trees.
+_SHAPES = ("1,2,4x9,17,3", "2,4,8x5,1,20", "1,2,3x4,4,4")
+_RAGGED = {
+    "extend": Forest("test", "extend", (-1, 0, 0, 2, 2), (9, 7, 16, 3, 30), (5, 3, 20)),
+    "draft": Forest("test", "draft", (-1, -1, 0, 1), (9, 9, 4, 4), (4, 4), (-1, 0, 1, 0)),
+    "empty": Forest("test", "empty", (-1, 0, 1, 1, 0), (19, 0, 5, 0, 20)),
+}
+_BUILD = {
+    "ours": Ours,
+    "sdpa": build_sdpa,
+    "cascade": build_cascade,
+    "two-level": build_two_level_cascade,
+}
 
 
 def _problem(shape: str, dtype: torch.dtype = torch.float32) -> Problem:
-    return make_problem(parse_tree(shape), (8, 2), 64, dtype, max_bytes=1 << 30)
+    forest = _RAGGED.get(shape) or parse_tree(shape)
+    return make_problem(forest, (8, 2), 64, dtype, max_bytes=1 << 30)
 
 
 def _definition(problem: Problem) -> torch.Tensor:
     """The reference on pages of one token: block tables are then the paths themselves."""
-    pages = problem.tree.pages(page_size=1)
+    forest = problem.forest
+    pages = forest.pages(page_size=1)
     tokens = torch.from_numpy(pages.page_tokens)
     k_cache, v_cache = (x.transpose(0, 1)[tokens] for x in (problem.k, problem.v))
+    draft = None
+    if forest.draft_parents is not None:
+        draft = [list(forest.draft_parents)] * forest.num_rows
+    tables = [table[:n] for table, n in zip(pages.block_tables, pages.kv_lens, strict=True)]
     out, _ = reference.tree_attention(
-        problem.q, k_cache, v_cache, pages.block_tables, pages.kv_lens
+        problem.q, k_cache, v_cache, tables, pages.kv_lens, forest.query_counts, draft
     )
     return out
 
@@ -41,15 +68,24 @@ def _check(run: Run, problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", _SHAPES)
+@pytest.mark.parametrize("shape", [*_SHAPES, *_RAGGED])
 @pytest.mark.parametrize("name", _BUILD)
 def test_contender_agrees_with_the_reference(name: str, shape: str, dtype: torch.dtype):
     problem = _problem(shape, dtype)
     _check(_BUILD[name](problem), problem)
 
 
-def test_flex_agrees_with_the_reference():
-    problem = _problem("1,2,4x9,150,3")
+@pytest.mark.parametrize("shape", [*_SHAPES, *_RAGGED])
+def test_definition_of_the_benchmark_is_the_reference(shape: str):
+    problem = _problem(shape)
+    queries, out = problem.definition(count=7)
+    assert 2 <= len(queries) <= 7
+    torch.testing.assert_close(out, _definition(problem)[queries], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", ["1,2,4x9,150,3", "draft"])
+def test_flex_agrees_with_the_reference(shape: str):
+    problem = _problem(shape)
     try:
         run = build_flex(problem)
     except Skip as reason:
@@ -59,17 +95,17 @@ def test_flex_agrees_with_the_reference():
 
 @pytest.mark.parametrize("runs", [[(0, 0), (1, 1), (2, 2)], [(0, 1), (2, 2)], [(0, 0), (1, 2)]])
 def test_every_cut_of_the_cascade_agrees(runs: list, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bench.peers.cascade._choose_runs", lambda problem: runs)
+    monkeypatch.setattr("bench.peers.cascade._choose_runs", lambda problem, two_levels: runs)
     problem = _problem(_SHAPES[0])
     _check(build_cascade(problem), problem)
 
 
 def test_peers_say_why_they_skip():
-    small = make_problem(parse_tree("1,4x100,4"), (8, 2), 64, torch.float32, max_bytes=1000)
+    small = make_problem(parse_tree("1,2,4x50,50,4"), (8, 2), 64, torch.float32, max_bytes=1000)
     with pytest.raises(Skip, match=r"needs .* GiB"):
         build_sdpa(small)
-    with pytest.raises(Skip, match="unevenly"):
-        build_cascade(_problem("1,2,3x4,4,4"))
+    with pytest.raises(Skip, match=r"needs .* GiB"):
+        build_two_level_cascade(small)
 
 
 def test_floor_is_the_larger_of_reading_and_multiplying():
@@ -77,8 +113,19 @@ def test_floor_is_the_larger_of_reading_and_multiplying():
     tree = parse_tree("1,2x10,5")
     reading = Roofline(bytes_per_s=1.0, flops_per_s=1e30)
     assert reading.floor_s(tree, (4, 2), 8, itemsize=2) == 2 * 20 * 2 * 8 * 2
+    # A query more on each leaf: it sees all 15 tokens, the one before it 14.
+    two = Forest("test", "two", (-1, 0, 0), (10, 5, 5), (2, 2))
+    assert reading.floor_s(two, (4, 2), 8, itemsize=2) == 2 * 20 * 2 * 8 * 2
+    assert Roofline(1e30, 1.0).floor_s(two, (4, 2), 8, 2) == 4 * 2 * (14 + 15) * 4 * 8
     multiplying = Roofline(bytes_per_s=1e30, flops_per_s=1.0)
     assert multiplying.floor_s(tree, (4, 2), 8, itemsize=2) == 4 * 30 * 4 * 8
+
+
+def test_model_adds_what_a_plan_costs():
+    stats = {"kv_bytes": 100, "partials": 3, "flops": 7}
+    partial_bytes = 2 * 4 * 3 * 4 * (8 + 2)
+    assert Roofline(1.0, 1e30).model_s(stats, (4, 2), 8, launches=2) == 100 + partial_bytes
+    assert Roofline(1e30, 1.0, 5.0).model_s(stats, (4, 2), 8, launches=2) == 7 + 2 * 5.0
 
 
 def test_contenders_take_turns():
@@ -91,7 +138,7 @@ def test_contenders_take_turns():
 @pytest.fixture
 def no_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the machine takes seconds and is not what these tests are about."""
-    monkeypatch.setattr(Roofline, "measure", lambda dtype: Roofline(1e10, 1e11))
+    monkeypatch.setattr(Roofline, "measure", lambda *_: Roofline(1e10, 1e11))
 
 
 @pytest.mark.usefixtures("no_roofline")
@@ -111,12 +158,31 @@ def test_command_measures_a_tree_and_stores_it(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_roofline")
-def test_command_refuses_a_peer_that_disagrees(monkeypatch: pytest.MonkeyPatch):
-    wrong = {"sdpa": lambda problem: lambda: problem.q * float("nan")}
-    monkeypatch.setattr(tree_attention, "PEERS", wrong)
-    argv = ["--dtype", "fp32", "--trees", _SHAPES[0], "--peers", "sdpa"]
-    with pytest.raises(RuntimeError, match="sdpa must agree with ours"):
-        tree_attention.main(argv)
+def test_command_tells_of_a_peer_that_disagrees(
+    monkeypatch: pytest.MonkeyPatch, tmp_path, capsys: pytest.CaptureFixture
+):
+    wrong = {"sdpa": lambda problem: lambda: problem.q * float("nan"), "cascade": build_cascade}
+    monkeypatch.setitem(measure.PEERS, "cpu", wrong)
+    file = tmp_path / "tree.json"
+    argv = ["--dtype", "fp32", "--trees", _SHAPES[0], "--json", str(file)]
+    assert tree_attention.main(argv) == 1
+    assert "sdpa on 1,2,4x9,17,3, fp32: must be within" in capsys.readouterr().err
+    (result,) = json.loads(file.read_text())["results"]
+    assert result["peers"]["sdpa"]["seconds"] is None
+    assert result["peers"]["cascade"]["ratio"] > 0
+
+
+@pytest.mark.usefixtures("no_roofline")
+def test_command_tells_if_ours_disagrees(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Ours, "__call__", lambda self: self._problem.q + 1)
+    argv = ["--dtype", "fp32", "--trees", _SHAPES[0], "--peers"]
+    assert tree_attention.main(argv) == 1
+
+
+@pytest.mark.usefixtures("no_roofline")
+def test_command_refuses_unknown_peers():
+    with pytest.raises(SystemExit, match="--peers"):
+        tree_attention.main(["--peers", "fi cascade"])
 
 
 @pytest.mark.usefixtures("no_roofline")
