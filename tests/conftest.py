@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
+
+from ttc_kernels.testing import use_interpreter
+
+if not torch.cuda.is_available() and importlib.util.find_spec("triton") is not None:
+    use_interpreter()  # before anything imports triton
 
 
 @pytest.fixture
@@ -14,6 +21,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device("cuda")
+
+
+@pytest.fixture
+def triton_device() -> torch.device:
+    """Where Triton kernels run: on a GPU, or in the interpreter on the CPU."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

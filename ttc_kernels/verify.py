@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -54,7 +56,8 @@ def row_descriptor(
         distribution: its ``argmax`` is -1 and nothing is kept.
 
     Raises:
-        TypeError: for a wrong dtype. ValueError: for a wrong shape, device or parameter.
+        TypeError: for a wrong dtype. ValueError: for a wrong shape, device or parameter; parameters
+            in a tensor on a GPU are not looked at, that would wait for the GPU.
 
     >>> desc = row_descriptor(torch.tensor([[1.0, 3.0, 2.0]]), temperature=1.0, top_k=2)
     >>> dict(zip(DESCRIPTOR_COLUMNS, desc[0].tolist()))["pivot"]
@@ -91,7 +94,8 @@ def sample_tokens(
         int32 ``[N]``; -1 for a row without a distribution.
 
     Raises:
-        TypeError: for a wrong dtype. ValueError: for a wrong shape, device or position.
+        TypeError: for a wrong dtype. ValueError: for a wrong shape, device or position; a tensor on
+            a GPU is not looked at, that would wait for the GPU.
 
     >>> logits = torch.tensor([[1.0, 3.0, 2.0]])
     >>> sample_tokens(logits, row_descriptor(logits, temperature=0.0), seeds=0, positions=7).item()
@@ -114,6 +118,19 @@ def _check_logits(op: str, logits: torch.Tensor) -> None:
         raise ValueError(f"{op}: logits must be [N, V], got {list(logits.shape)}")
 
 
+# Where each parameter may lie; the op says it again for the CPU.
+_RANGES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "temperature": (
+        lambda t: (t == 0) | ((t >= torch.finfo(torch.float32).tiny) & (t < float("inf"))),
+        "0 (greedy) or positive and finite",
+    ),
+    "top_k": (lambda k: k >= 0, ">= 0 (0 = off)"),
+    "top_p": (lambda p: (p > 0) & (p <= 1), "in (0, 1] (1 = off)"),
+    "min_p": (lambda p: (p >= 0) & (p <= 1), "in [0, 1] (0 = off)"),
+    "positions": (lambda p: (p >= 0) & (p < 2**56), "in [0, 2^56)"),
+}
+
+
 def _per_row(
     op: str, name: str, value: _PerRow, dtype: torch.dtype, logits: torch.Tensor
 ) -> torch.Tensor:
@@ -128,7 +145,13 @@ def _per_row(
     # Clamped, or a large top_k from a config would wrap around to a negative one.
     if dtype == torch.int32:
         given = given.clamp(-1, 2**31 - 1)
-    given = given.to(device=logits.device, dtype=dtype)
+    if name in _RANGES and given.device.type == "cpu" and logits.device.type != "cpu":
+        in_range, expected = _RANGES[name]
+        bad = (~in_range(given.reshape(-1).to(dtype))).nonzero()
+        if len(bad):
+            at = int(bad[0])
+            raise ValueError(f"{op}: {name}[{at}] must be {expected}, got {given.reshape(-1)[at]}")
+    given = given.to(device=logits.device, dtype=dtype, non_blocking=True)
     return given.expand(logits.shape[0]).contiguous()
 
 
@@ -140,3 +163,45 @@ def _row_descriptor_fake(logits, temperature, top_k, top_p, min_p):
 @torch.library.register_fake("ttc_kernels::sample_tokens")
 def _sample_tokens_fake(logits, desc, seeds, positions):
     return logits.new_empty((logits.shape[0],), dtype=torch.int32)
+
+
+@torch.library.impl("ttc_kernels::row_descriptor", "CUDA")
+def _row_descriptor_cuda(logits, temperature, top_k, top_p, min_p):
+    columns = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    dtypes = (torch.float32, torch.int32, torch.float32, torch.float32)
+    _check_device_arguments("row_descriptor", logits, columns, dtypes)
+    from .triton.row_descriptor import row_descriptor
+
+    return row_descriptor(logits, temperature, top_k, top_p, min_p)
+
+
+@torch.library.impl("ttc_kernels::sample_tokens", "CUDA")
+def _sample_tokens_cuda(logits, desc, seeds, positions):
+    op, n = "sample_tokens", logits.shape[0]
+    columns = {"seeds": seeds, "positions": positions}
+    _check_device_arguments(op, logits, columns, (torch.int64, torch.int64))
+    if desc.shape != (n, len(DESCRIPTOR_COLUMNS)) or not desc.is_contiguous():
+        raise ValueError(f"{op}: desc must be a contiguous [{n}, 8], got {list(desc.shape)}")
+    if desc.device != logits.device:
+        raise ValueError(f"{op}: desc must be on {logits.device}, got {desc.device}")
+    from .triton.sample_tokens import sample_tokens
+
+    return sample_tokens(logits, desc, seeds, positions)
+
+
+def _check_device_arguments(op: str, logits: torch.Tensor, columns: dict, dtypes: tuple) -> None:
+    """What the op of the CPU checks, as far as it can be known without waiting for a GPU."""
+    _check_logits(op, logits)
+    n, vocab_size = logits.shape
+    if not 1 <= vocab_size <= 2**24 or (vocab_size > 1 and logits.stride(1) != 1):
+        raise ValueError(
+            f"{op}: logits must be [N, V] with a dense last dimension and V in [1, {2**24}], "
+            f"got {list(logits.shape)} with strides {logits.stride()}"
+        )
+    for (name, column), dtype in zip(columns.items(), dtypes, strict=True):
+        require_dtype(op, name, column, (dtype,))
+        if column.shape != (n,) or not column.is_contiguous() or column.device != logits.device:
+            raise ValueError(
+                f"{op}: {name} must be a contiguous [{n}] on {logits.device}, "
+                f"got {list(column.shape)} on {column.device}"
+            )

@@ -1,0 +1,1 @@
+"""Kernels in Triton; each module is imported when its op first runs."""
