@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 from . import _load
@@ -17,6 +19,7 @@ _OPS = (
     "row_descriptor",
     "sample_tokens",
 )
+_IN_TRITON = ("row_descriptor", "sample_tokens", "score_steps")
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -32,13 +35,23 @@ def backends() -> dict[str, dict[str, str]]:
     report = {}
     instruction_sets = ", ".join(f"{d}: {isa}" for d, isa in cpu_instruction_sets().items())
     for op in _OPS:
-        has_cuda = torch._C._dispatch_has_kernel_for_dispatch_key(f"ttc_kernels::{op}", "CUDA")
         report[op] = {
             "cpu": "available" + (f" ({instruction_sets})" if op == "tree_attention" else ""),
-            "cuda": "available" if has_cuda else f"not available: {_load.cuda_error}",
+            "cuda": f"not available: {_load.cuda_error or 'the op has no CUDA kernel'}",
+            "triton": _triton_status(op),
             "reference": f"available as ttc_kernels.reference.{op}",
         }
     return report
+
+
+def _triton_status(op: str) -> str:
+    if op not in _IN_TRITON:
+        return "not available: the op has no Triton kernel"
+    if importlib.util.find_spec("triton") is None:
+        return "not available: triton is not installed"
+    if not torch.cuda.is_available():
+        return "not available: torch sees no CUDA GPU"
+    return "available"
 
 
 def cpu_instruction_sets() -> dict[str, str]:

@@ -93,7 +93,8 @@ def score_steps(
         float32 ``[S]``, each in ``[0, 1]``; NaN where the hidden state holds NaN.
 
     Raises:
-        TypeError: for a wrong dtype. ValueError: for a wrong shape, device or row.
+        TypeError: for a wrong dtype. ValueError: for a wrong shape, device or row; rows in a tensor
+            on a GPU are not looked at, that would wait for the GPU.
 
     >>> head = StepHead.token_pair(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     >>> score_steps(torch.eye(2), torch.tensor([0, 1], dtype=torch.int32), head).round(decimals=3)
@@ -105,7 +106,9 @@ def score_steps(
     if hidden.dim() != 2 or hidden.shape[1] != head.width:
         raise ValueError(f"score_steps: hidden must be [T, {head.width}], got {list(hidden.shape)}")
     if isinstance(rows, np.ndarray):
-        rows = torch.from_numpy(rows).to(hidden.device)
+        rows = torch.from_numpy(rows)
+        _check_rows(rows, hidden)
+        rows = rows.to(hidden.device)
     require_dtype("score_steps", "rows", rows, (torch.int32,))
     norm_weight, norm_eps = (None, 0.0) if norm is None else norm
     if norm_weight is not None:
@@ -134,6 +137,40 @@ def _weight(
     return weight.detach().contiguous()
 
 
+def _check_rows(rows: torch.Tensor, hidden: torch.Tensor) -> None:
+    bad = ((rows < 0) | (rows >= len(hidden))).nonzero()
+    if len(bad):
+        at = int(bad[0])
+        raise ValueError(
+            f"score_steps: rows[{at}] must be in [0, {len(hidden)}), got {int(rows[at])}"
+        )
+
+
 @torch.library.register_fake("ttc_kernels::score_steps")
 def _score_steps_fake(hidden, rows, kind, weights, norm_weight, norm_eps):
     return hidden.new_empty(rows.shape[0], dtype=torch.float32)
+
+
+@torch.library.impl("ttc_kernels::score_steps", "CUDA")
+def _score_steps_cuda(hidden, rows, kind, weights, norm_weight, norm_eps):
+    op, width = "score_steps", hidden.shape[-1]
+    if kind not in ("two_logit", "value", "token_pair"):
+        raise ValueError(f"{op}: kind must be two_logit, value or token_pair, got {kind}")
+    if hidden.dim() != 2 or (width > 1 and hidden.stride(1) != 1):
+        raise ValueError(
+            f"{op}: hidden must be [T, E] with a dense last dimension, got {list(hidden.shape)} "
+            f"with strides {hidden.stride()}"
+        )
+    if rows.dim() != 1 or not rows.is_contiguous():
+        raise ValueError(f"{op}: rows must be a contiguous [S], got {list(rows.shape)}")
+    if norm_weight is not None and norm_weight.shape != (width,):
+        raise ValueError(f"{op}: norm weight must be [{width}], got {list(norm_weight.shape)}")
+    for x in (rows, *weights, *([] if norm_weight is None else [norm_weight])):
+        if x.device != hidden.device or not x.is_contiguous():
+            raise ValueError(
+                f"{op}: rows, weights and norm weight must be contiguous on {hidden.device}, got "
+                f"{list(x.shape)} on {x.device}"
+            )
+    from .triton.score_steps import score_steps
+
+    return score_steps(hidden, rows, kind, weights, norm_weight, norm_eps)
