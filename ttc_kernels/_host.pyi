@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,19 +34,44 @@ class PagePool:
     def take_copies(self) -> npt.NDArray[np.int32]: ...
     def check_integrity(self) -> None: ...
 
+class PlanOptions:
+    def __init__(
+        self,
+        *,
+        page_size: int,
+        num_q_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        element_bytes: int,
+        window_left: int,
+        deterministic: bool,
+        num_workers: int,
+        max_tile_rows: int,
+        fixed_tile_rows: int,
+        cost: dict[str, Any],
+    ) -> None: ...
+    def item_cost(self, queries: int, tokens: int, is_partial: bool) -> float: ...
+
+_Tables = npt.NDArray[np.int32] | Sequence[npt.NDArray[np.int32]]
+
+def is_int32_vectors(items: Sequence[Any]) -> bool: ...
 def plan(
-    block_tables: npt.NDArray[np.int32] | Sequence[npt.NDArray[np.int32]],
+    options: PlanOptions,
+    block_tables: _Tables,
     kv_lens: npt.NDArray[np.int32],
     q_lens: npt.NDArray[np.int32],
     reserved_lens: npt.NDArray[np.int32] | None,
     draft_parents: Sequence[npt.NDArray[np.int32] | None],
-    *,
-    page_size: int,
-    num_q_heads: int,
-    num_kv_heads: int,
-    head_dim: int,
-    element_bytes: int,
-    window_left: int,
-    deterministic: bool,
-    num_workers: int,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], dict[str, Any]]: ...
+    allocate: Callable[[int, int, int, int], npt.NDArray[np.int32]],
+) -> tuple[npt.NDArray[np.int32], dict[str, Any]]: ...
+def cut(
+    options: PlanOptions,
+    block_tables: _Tables,
+    kv_lens: npt.NDArray[np.int32],
+    q_lens: npt.NDArray[np.int32],
+) -> tuple[
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    npt.NDArray[np.int32],
+    tuple[float, float, float],
+]: ...

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from ._host import is_int32_vectors
+
 OP = "plan_tree_attention"
 
 
@@ -56,6 +58,8 @@ def block_table_arrays(block_tables: Any, num_rows: int) -> np.ndarray | list[np
             f"{OP}: block_tables must be int32 [B, max_pages] or a list of int32 vectors, got "
             f"{type(block_tables).__name__}"
         )
+    elif is_int32_vectors(block_tables):
+        tables = list(block_tables)
     else:
         tables = [int_vector(t, f"block_tables[{i}]") for i, t in enumerate(block_tables)]
     if len(tables) != num_rows:

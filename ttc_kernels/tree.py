@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._host import Branch, OutOfPages, PagePool
+from ._host import Branch, OutOfPages, PagePool, PlanOptions
 from ._host import plan as _host_plan
+from ._plan_costs import cost_model, device_kind
 from ._plan_input import OP, block_table_arrays, draft_arrays, fail, int_vector
 
 __all__ = [
@@ -110,6 +111,7 @@ class TreeAttentionPlan:
         capacity: PlanCapacity | None,
     ) -> None:
         self._options = options
+        self._plan_options = PlanOptions(**options)
         self.dtype, self.kv_dtype, self.device = dtype, kv_dtype, device
         self._make(*rows, capacity)
 
@@ -132,38 +134,43 @@ class TreeAttentionPlan:
         )
         parents = draft_arrays(draft_parents, queries)
         tables = block_table_arrays(block_tables, size)
-        array, reserved_lens, stats = _host_plan(
-            tables, lens, queries, reserved, parents, **self._options
+        staging = None
+        num_queries = 0
+
+        def allocate(rows: int, queries: int, ints: int, partials: int) -> np.ndarray:
+            """Where the planner writes: the buffer itself, or pinned memory on its way to a GPU."""
+            nonlocal staging, num_queries
+            num_queries = queries
+            need = PlanCapacity(rows, queries, ints, partials)
+            if capacity is not None:
+                _check_fits(need, capacity)
+            if not hasattr(self, "buffer"):
+                self._allocate(capacity or need)
+            if self.device.type == "cpu":
+                return self.buffer.numpy()
+            staging = torch.empty(ints, dtype=torch.int32, pin_memory=True)
+            return staging.numpy()
+
+        reserved, stats = _host_plan(
+            self._plan_options, tables, lens, queries, reserved, parents, allocate
         )
-        num_queries = int(queries.sum())
-        need = PlanCapacity(size, num_queries, len(array), int(array[_HEADER_PARTIALS]))
-        if capacity is not None:
-            _check_fits(need, capacity)
-        if not hasattr(self, "buffer"):
-            self.capacity = capacity or need
-            self._allocate(None if capacity else array)
-            self.device = self.buffer.device
-        if self.device.type == "cpu":
-            if self.buffer.data_ptr() != array.ctypes.data:
-                self.buffer.numpy()[: len(array)] = array
+        if staging is None:
+            self.max_page = int(self.buffer[_HEADER_MAX_PAGE])
         else:
-            self.buffer[: len(array)].copy_(torch.from_numpy(array).pin_memory(), non_blocking=True)
-        self._kv_lens, self._q_lens = lens.copy(), queries.copy()
-        self._reserved_lens = reserved_lens
-        self.num_queries, self.max_page = num_queries, int(array[_HEADER_MAX_PAGE])
+            self.max_page = int(staging[_HEADER_MAX_PAGE])
+            self.buffer[: len(staging)].copy_(staging, non_blocking=True)
+        self.num_queries = num_queries
+        self._kv_lens, self._q_lens, self._reserved_lens = lens.copy(), queries.copy(), reserved
         stats["plan_us"] = (time.perf_counter() - start) * 1e6
         self.stats = stats
 
-    def _allocate(self, array: np.ndarray | None) -> None:
-        """The buffers of the plan; on the CPU `array` becomes the buffer."""
-        o = self._options
-        if self.device.type == "cpu" and array is not None:
-            self.buffer = torch.from_numpy(array)
-        else:
-            self.buffer = torch.empty(self.capacity.ints, dtype=torch.int32, device=self.device)
+    def _allocate(self, capacity: PlanCapacity) -> None:
+        o, self.capacity = self._options, capacity
+        self.buffer = torch.empty(capacity.ints, dtype=torch.int32, device=self.device)
+        self.device = self.buffer.device
         self.workspace = None
         if self.device.type != "cpu":
-            floats = self.capacity.partials * o["num_q_heads"] * (o["head_dim"] + 2)
+            floats = capacity.partials * o["num_q_heads"] * (o["head_dim"] + 2)
             self.workspace = torch.empty(floats, dtype=torch.float32, device=self.device)
 
     def update(self, kv_lens: Any) -> None:
@@ -324,6 +331,7 @@ def plan_tree_attention(
     device = torch.device(device)
     if device.type not in ("cpu", "cuda"):
         fail("device", '"cpu" or "cuda"', str(device))
+    costs = dict(cost_model(device_kind(device, dtype), dtype, kv_dtype.itemsize, int(head_dim)))
     options = {
         "page_size": int(page_size),
         "num_q_heads": int(num_q_heads),
@@ -333,6 +341,11 @@ def plan_tree_attention(
         "window_left": int(window_left),
         "deterministic": bool(deterministic),
         "num_workers": _num_workers(device),
+        "max_tile_rows": costs.pop("max_tile_rows"),
+        "fixed_tile_rows": _fixed_tile(device, dtype, num_q_heads, num_kv_heads)
+        if deterministic
+        else 0,
+        "cost": costs,
     }
     rows = (block_tables, kv_lens, q_lens, draft_parents, reserved_lens)
     return TreeAttentionPlan(rows, options, dtype, kv_dtype, device, capacity)
@@ -344,6 +357,17 @@ def _num_workers(device: torch.device) -> int:
     if not torch.cuda.is_available():
         fail("device", "one that torch can use", f"{str(device)!r}, but torch finds no CUDA device")
     return _WORKERS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _fixed_tile(
+    device: torch.device, dtype: torch.dtype, num_q_heads: int, num_kv_heads: int
+) -> int:
+    """The one tile class of a deterministic plan: it must not depend on what is in the batch."""
+    if device.type == "cpu":
+        return 128  # there the class changes no bits
+    group = num_q_heads // max(1, num_kv_heads)
+    least = 16 if dtype == torch.float32 else 64
+    return next(c for c in (16, 32, 64, 128) if c >= min(max(least, group), 128))
 
 
 def _check_fits(need: PlanCapacity, capacity: PlanCapacity) -> None:

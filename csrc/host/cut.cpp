@@ -1,100 +1,208 @@
-// Where to cut the trie: at fixed positions (deterministic), or where a cost model says so.
+#include "host/cut.h"
+
 #include <algorithm>
 #include <array>
 #include <limits>
 
-#include "host/planner.h"
-
 namespace ttc {
-namespace {
-
-// Time of one work item per KV head, in nanoseconds on one core; the unit cancels, the ratios matter.
-// Measured with head_dim 128 in bfloat16 on an AVX-512 core. Work grows with head_dim, so do all terms.
-struct CostModel {
-  static constexpr double kPerItem = 150;      // fetch, scheduling
-  static constexpr double kPerToken = 14;      // read and repack one key and one value
-  static constexpr double kPerRowToken = 0.9;  // one query row against one key
-  static constexpr double kPerPartial = 45;    // write one row's partial, read it back, merge
-  static constexpr int64_t kMinRows = 4;       // fewer rows cost the same
-
-  static double item(int64_t rows, int64_t tokens, bool is_partial) {
-    if (tokens == 0) return 0;
-    return kPerItem + kPerToken * double(tokens) +
-           kPerRowToken * double(std::max(rows, kMinRows)) * double(tokens) +
-           (is_partial ? kPerPartial * double(rows) : 0);
-  }
-};
-
-// A node may leave its tokens to its children; an item then begins at most this many nodes up.
-constexpr int kMaxCarry = 8;
-
-}  // namespace
 
 std::vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options) {
   const int64_t page = options.page_size, chunk = kDeterministicChunk;
   std::vector<Rectangle> out;
+  const auto add = [&](const TrieNode& n, int64_t begin, int64_t end) {
+    out.push_back({n.row_begin, n.row_end, int32_t(begin), int32_t(end)});
+  };
   for (const TrieNode& n : trie.nodes) {
     const int64_t begin = n.page_begin * page, end = n.page_end * page;
     // Chunks that end inside this node are read here, from their own beginning on: what a chunk
     // holds above this node is read again for each child rather than cut where the tree forks.
-    for (int64_t c = begin / chunk; (c + 1) * chunk <= end; ++c)
-      out.push_back({n.row_begin, n.row_end, c * chunk, (c + 1) * chunk});
-    const bool is_leaf = n.row_end - n.row_begin == 1;
-    if (is_leaf && end % chunk != 0) out.push_back({n.row_begin, n.row_end, end / chunk * chunk, end});
+    for (int64_t c = begin / chunk; (c + 1) * chunk <= end; ++c) add(n, c * chunk, (c + 1) * chunk);
+    if (n.is_leaf() && end % chunk != 0) add(n, end / chunk * chunk, end);
   }
   return out;
 }
 
-std::vector<Rectangle> cut_by_cost(const Trie& trie, const std::vector<int64_t>& query_ptr,
-                                   const PlanOptions& options) {
-  // best[v][l]: cheapest way to finish the subtree of v when the open item begins l nodes above v.
-  // Either the item is closed at the end of v, or (inner nodes) every child carries it on.
-  const int64_t n = int64_t(trie.nodes.size());
-  const int64_t group = options.num_q_heads / options.num_kv_heads;
-  std::vector<std::array<double, kMaxCarry>> best(n), carried(n), closed(n);
-  for (auto& a : carried) a.fill(0);
-  for (auto& a : closed) a.fill(0);
-  const auto is_leaf = [&](const TrieNode& t) { return t.row_end - t.row_begin == 1; };
-  const auto cost = [&](const TrieNode& t, int64_t begin) {
-    const int64_t rows = (query_ptr[t.row_end] - query_ptr[t.row_begin]) * group;
-    return CostModel::item(rows, t.page_end * options.page_size - begin, begin > 0 || !is_leaf(t));
-  };
-  const auto begins = [&](int64_t v) {  // begin position of the item for each carry level of v
-    std::array<int64_t, kMaxCarry> at;
-    at.fill(-1);
-    for (int32_t l = 0, a = int32_t(v); l < kMaxCarry && a >= 0; ++l, a = trie.nodes[a].parent)
-      at[l] = trie.nodes[a].page_begin * options.page_size;
-    return at;
-  };
-  std::vector<std::array<bool, kMaxCarry>> close(n);
-  for (int64_t v = n - 1; v >= 0; --v) {
-    const TrieNode& t = trie.nodes[v];
-    const auto at = begins(v);
-    for (int l = 0; l < kMaxCarry && at[l] >= 0; ++l) {
-      const double here = cost(t, at[l]);
-      const double cut = here + closed[v][0], keep = carried[v][l];
-      const bool may_carry = !is_leaf(t) && l + 1 < kMaxCarry;
-      close[v][l] = !may_carry || cut <= keep;
-      best[v][l] = is_leaf(t) ? here : (close[v][l] ? cut : keep);
-    }
-    if (t.parent < 0) continue;
-    closed[t.parent][0] += best[v][0];
-    for (int l = 0; l + 1 < kMaxCarry && at[l + 1] >= 0; ++l) carried[t.parent][l] += best[v][l + 1];
+namespace {
+
+// Sums per ancestor that an open rectangle may begin at: slot a % kMaxSpan belongs to depth a.
+using PerBegin = std::array<double, kMaxSpan>;
+
+// best(v, a): the least cost of the subtree of v if the open rectangle begins with v's ancestor at depth
+// a. Nodes are visited children first; of each depth at most one node is unfinished at a time, so the
+// sums over children are kept per depth.
+class CutByCost {
+ public:
+  CutByCost(const Trie& trie, const std::vector<int32_t>& query_ptr, const PlanOptions& options)
+      : nodes_(trie.nodes), query_ptr_(query_ptr), o_(options) {
+    int32_t deepest = 0;
+    for (const TrieNode& n : nodes_) deepest = std::max(deepest, n.depth);
+    levels_.resize(deepest + 2);
+    path_.assign(deepest + 1, -1);
+    close_.resize(nodes_.size());
   }
 
-  std::vector<Rectangle> out;
-  std::vector<int> level(n, 0);  // the carry level each node was reached with
-  for (int64_t v = 0; v < n; ++v) {
-    const TrieNode& t = trie.nodes[v];
-    if (t.parent >= 0) {
-      const int up = level[t.parent];
-      level[v] = close[t.parent][up] ? 0 : up + 1;
+  CutCosts solve() {
+    CutCosts costs{};
+    for (auto v = int32_t(nodes_.size()) - 1; v >= 0; --v) {
+      const TrieNode& n = nodes_[v];
+      for (int32_t a = n.depth, up = v; a >= 0 && path_[a] != up; --a, up = nodes_[up].parent) path_[a] = up;
+      Level &here = levels_[n.depth + 1], &above = levels_[n.depth];
+      const ItemCost cost(o_.cost, o_.tiling, query_ptr_[n.row_end] - query_ptr_[n.row_begin]);
+      const int64_t end = position(n.page_end);
+      const bool leaf = n.is_leaf(), keys_below = here.has_keys;
+      const int32_t top = std::max(0, n.depth - kMaxSpan + 1);
+      uint32_t close = 0;
+      double best = 0;
+      for (int32_t a = top; a <= n.depth; ++a) {
+        const int64_t begin = position(nodes_[path_[a]].page_begin);
+        best = cost(end - begin, begin > 0 || keys_below) + here.closed;
+        const bool may_carry = !leaf && a > n.depth + 1 - kMaxSpan;
+        if (may_carry && here.carried[a % kMaxSpan] < best)
+          best = here.carried[a % kMaxSpan];
+        else
+          close |= 1u << (a % kMaxSpan);
+        above.carried[a % kMaxSpan] += best;
+      }
+      above.closed += best;  // the last one began with this node itself
+      above.has_keys |= keys_below || n.page_end > n.page_begin;
+      costs.per_node += cost(end - position(n.page_begin), n.page_begin > 0 || keys_below);
+      if (leaf) costs.unshared += cost(end, false);
+      close_[v] = close;
+      if (!leaf) here = Level{};
     }
-    if (!close[v][level[v]]) continue;
-    const int64_t begin = begins(v)[level[v]], end = t.page_end * options.page_size;
-    if (end > begin) out.push_back({t.row_begin, t.row_end, begin, end});
+    costs.best = levels_[0].closed;
+    return costs;
   }
-  return out;
+
+  std::vector<Rectangle> rectangles() {
+    std::vector<Rectangle> out;
+    std::vector<int32_t> first(nodes_.size());  // depth at which the open rectangle begins
+    for (size_t v = 0; v < nodes_.size(); ++v) {
+      const TrieNode& n = nodes_[v];
+      path_[n.depth] = int32_t(v);
+      const bool carries = n.parent >= 0 && !closed(n.parent, first[n.parent]);
+      first[v] = carries ? first[n.parent] : n.depth;
+      const int64_t begin = position(nodes_[path_[first[v]]].page_begin), end = position(n.page_end);
+      if (closed(int32_t(v), first[v]) && end > begin)
+        out.push_back({n.row_begin, n.row_end, int32_t(begin), int32_t(end)});
+    }
+    return out;
+  }
+
+ private:
+  int64_t position(int64_t page) const { return page * o_.page_size; }
+  bool closed(int32_t v, int32_t a) const { return close_[v] >> (a % kMaxSpan) & 1; }
+
+  struct Level {
+    double closed = 0;      // sum over children that begin a rectangle of their own
+    PerBegin carried = {};  // sum over children that carry an open one on
+    bool has_keys = false;  // some child has pages
+  };
+  const std::vector<TrieNode>& nodes_;
+  const std::vector<int32_t>& query_ptr_;
+  const PlanOptions& o_;
+  std::vector<Level> levels_;    // [d + 1]: children of the unfinished node at depth d
+  std::vector<int32_t> path_;    // by depth: the ancestors of the node at hand
+  std::vector<uint32_t> close_;  // by node, a bit per beginning
+};
+
+}  // namespace
+
+std::vector<Rectangle> cut_by_cost(const Trie& trie, const std::vector<int32_t>& query_ptr, const PlanOptions& options,
+                                   CutCosts& costs) {
+  CutByCost cut(trie, query_ptr, options);
+  costs = cut.solve();
+  return cut.rectangles();
+}
+
+namespace {
+
+// A group of equal work units: one for each tile of a rectangle and KV head.
+struct Units {
+  double cost;
+  double count;
+};
+
+// Lower bound of the time in which `workers` finish the units, and what a longest-first order comes
+// close to: of the m most expensive units, some worker gets at least m / workers, rounded up.
+double makespan(std::vector<Units>& units, double workers) {
+  std::sort(units.begin(), units.end(), [](const Units& a, const Units& b) { return a.cost > b.cost; });
+  double bound = 0, total = 0, count = 0;
+  for (const Units& u : units) {
+    total += u.cost * u.count;
+    count += u.count;
+    bound = std::max(bound, double(int64_t((count - 1) / workers) + 1) * u.cost);
+  }
+  return std::max(bound, total / workers);
+}
+
+}  // namespace
+
+void split_long(std::vector<Rectangle>& rectangles, const std::vector<int32_t>& query_ptr, const PlanOptions& options) {
+  constexpr int64_t kAlign = 128, kManyUnits = 8;
+  const auto workers = double(options.num_workers), heads = double(options.num_kv_heads);
+  struct Part {
+    ItemCost cost;
+    double tiles, whole;
+    int64_t tokens;
+    bool is_partial;
+  };
+  std::vector<Part> parts;
+  parts.reserve(rectangles.size());
+  double total = 0, longest = 0;
+  for (const Rectangle& r : rectangles) {
+    const int64_t queries = query_ptr[r.row_end] - query_ptr[r.row_begin];
+    const int64_t tiles = (queries + options.tiling.tile_queries - 1) / options.tiling.tile_queries;
+    Part p{ItemCost(options.cost, options.tiling, queries), double(tiles), 0, r.k_end - r.k_begin, r.k_begin > 0};
+    p.whole = p.cost(p.tokens, p.is_partial) / p.tiles;
+    total += p.whole * p.tiles;
+    longest = std::max(longest, p.whole);
+    parts.push_back(p);
+  }
+  const double share = total * heads / workers;  // what each worker would do at best
+  if (longest * kManyUnits <= share) return;
+
+  // Tries limits on a unit's cost. Only units that some limit touches, or nearly so, can matter to the
+  // bound; the others fill the gaps.
+  const auto pieces_of = [&](const Part& p, double limit) {
+    const auto wanted = int64_t(p.whole / limit) + 1;
+    const int64_t length = ((p.tokens + wanted - 1) / wanted + kAlign - 1) / kAlign * kAlign;
+    return std::max<int64_t>(1, (p.tokens + length - 1) / length);
+  };
+  double best_time = 0, best_limit = std::numeric_limits<double>::infinity();
+  std::vector<Units> units;
+  for (const double limit : {std::numeric_limits<double>::infinity(), share, share / 2, share / 4, share / kManyUnits}) {
+    units.clear();
+    double small = 0;
+    for (const Part& p : parts) {
+      if (p.whole * kManyUnits <= share) {
+        small += p.whole * p.tiles * heads;
+        continue;
+      }
+      const int64_t pieces = pieces_of(p, limit);
+      const double piece = p.cost((p.tokens + pieces - 1) / pieces, p.is_partial || pieces > 1) / p.tiles;
+      units.push_back({piece, double(pieces) * p.tiles * heads});
+    }
+    double sum = small;
+    for (const Units& u : units) sum += u.cost * u.count;
+    const double time = std::max(makespan(units, workers), sum / workers);
+    if (best_time == 0 || time < 0.98 * best_time) best_time = time, best_limit = limit;
+  }
+  if (best_limit == std::numeric_limits<double>::infinity()) return;
+  std::vector<Rectangle> out;
+  for (size_t i = 0; i < rectangles.size(); ++i) {
+    const Rectangle& r = rectangles[i];
+    const bool is_small = parts[i].whole * kManyUnits <= share;
+    const int64_t pieces = is_small ? 1 : pieces_of(parts[i], best_limit);
+    const int64_t length = ((parts[i].tokens + pieces - 1) / pieces + kAlign - 1) / kAlign * kAlign;
+    if (pieces == 1) {
+      out.push_back(r);
+      continue;
+    }
+    for (int64_t k = r.k_begin; k < r.k_end; k += length)
+      out.push_back({r.row_begin, r.row_end, int32_t(k), int32_t(std::min<int64_t>(k + length, r.k_end))});
+  }
+  rectangles = std::move(out);
 }
 
 }  // namespace ttc

@@ -1,0 +1,40 @@
+// Where to cut the trie into rectangles.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "host/planner.h"
+#include "host/trie.h"
+
+namespace ttc {
+
+// Queries of the depth-first rows [row_begin, row_end) against the key positions [k_begin, k_end).
+struct Rectangle {
+  int32_t row_begin, row_end;
+  int32_t k_begin, k_end;
+};
+
+// Both cover each row's path exactly once, in path order. query_ptr[i] is the first planned query of
+// depth-first row i.
+
+// Cuts at multiples of kDeterministicChunk and nowhere else.
+std::vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options);
+
+// Modelled time of one worker, per KV head, in nanoseconds.
+struct CutCosts {
+  double best;      // of the cut returned
+  double per_node;  // of one rectangle for each node
+  double unshared;  // of one rectangle for each row
+};
+
+// The cheapest cut. A node's keys are either a rectangle of their own, together with keys that nodes
+// above left open, or are left open for each child to read. A rectangle spans at most kMaxSpan nodes.
+constexpr int32_t kMaxSpan = 32;
+std::vector<Rectangle> cut_by_cost(const Trie& trie, const std::vector<int32_t>& query_ptr, const PlanOptions& options,
+                                   CutCosts& costs);
+
+// Cuts rectangles along the keys where some worker would otherwise be left with too large a piece.
+void split_long(std::vector<Rectangle>& rectangles, const std::vector<int32_t>& query_ptr, const PlanOptions& options);
+
+}  // namespace ttc
