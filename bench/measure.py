@@ -117,7 +117,7 @@ def measure(
         settings.page_size,
     )
     ours = Ours(problem, settings.deterministic, settings.backend)
-    result.max_abs_error, result.wrong = _check(ours, problem)
+    result.max_abs_error, result.wrong = check(ours, problem)
     result.plan_s, result.plan_stats = ours.plan_seconds(), ours.stats
     launches = 2 if ours.stats["partials"] else 1
     result.model_s = limit.model_s(ours.stats, result.heads, settings.head_dim, launches)
@@ -126,7 +126,7 @@ def measure(
         peer = result.peers[name] = PeerResult()
         try:
             run = PEERS[settings.device.type][name](problem)
-            peer.max_abs_error, peer.wrong = _check(run, problem)
+            peer.max_abs_error, peer.wrong = check(run, problem)
         except Exception as error:
             # On a GPU other people's kernels fail in ways of their own, and the rest must go on.
             if not isinstance(error, Skip) and settings.device.type == "cpu":
@@ -150,7 +150,7 @@ def measure(
         result.roofline_fraction = result.floor_s / result.ours.median
 
 
-def _check(run: Run, problem: Problem) -> tuple[float, str | None]:
+def check(run: Run, problem: Problem) -> tuple[float, str | None]:
     """Largest difference from the definition on some queries, and what is wrong with it if so."""
     queries, expected = problem.definition()
     error = (run()[queries].double() - expected).abs().max().item()

@@ -164,7 +164,8 @@ def _choose(names: list[str], suite: str) -> list[tuple[int, Forest]]:
     return chosen
 
 
-def _heads(text: str) -> tuple[int, int]:
+def heads_argument(text: str) -> tuple[int, int]:
+    """Query heads and KV heads written as 32/8."""
     q_heads, kv_heads = (int(x) for x in text.split("/"))
     if kv_heads < 1 or q_heads % kv_heads:
         raise ValueError(text)
@@ -179,7 +180,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=[*DTYPES, "both"], default="both", help="both: bf16 and fp32, or fp16")
     add("--suite", nargs="+", choices=list(SUITES), default=["published"])
     add("--trees", nargs="+", default=["quick"], help="all, quick, indices, or 1,2,64x8,256,32")
-    add("--heads", nargs="+", type=_heads, help="like 32/8, several allowed; default the suite's")
+    add(
+        "--heads",
+        nargs="+",
+        type=heads_argument,
+        help="like 32/8, several allowed; default the suite's",
+    )
     add("--head-dim", type=int, default=128)
     add("--page-size", type=int, default=16)
     add("--rounds", type=int, default=7, help="timed calls of each contender")

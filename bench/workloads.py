@@ -16,19 +16,20 @@ from .tree import Tree
 WORKLOADS_FILE = Path(__file__).with_name("workloads.json")
 
 
-def _data(name: str) -> Any:
+def data(name: str) -> Any:
+    """One entry of workloads.json."""
     return json.loads(WORKLOADS_FILE.read_text())[name]
 
 
 def published_trees() -> list[Forest]:
     """The trees of the published kernel benchmarks, controls without sharing included."""
-    return [Tree(r["suite"], r["nodes_per_level"], r["tokens_per_node"]) for r in _data("trees")]
+    return [Tree(r["suite"], r["nodes_per_level"], r["tokens_per_node"]) for r in data("trees")]
 
 
 def unit_test_trees() -> list[Forest]:
     """Trees of PAT's unit tests: up to nine levels, forests, one table by hand."""
     trees: list[Forest] = [
-        Tree("unit_tests", r["nodes_per_level"], r["tokens_per_node"]) for r in _data("unit_tests")
+        Tree("unit_tests", r["nodes_per_level"], r["tokens_per_node"]) for r in data("unit_tests")
     ]
     # Block tables [[0,1,5],[0,2,6],[3,4,7]] of 32-token pages at length 33 fork at a page's end.
     return [*trees, Forest("unit_tests", "by hand", (-1, 0, 0, -1), (32, 1, 1, 33))]
@@ -36,7 +37,7 @@ def unit_test_trees() -> list[Forest]:
 
 def few_shot_trees() -> list[Forest]:
     """Few-shot prompting: a long prompt, branches at several stages of their growth."""
-    d = _data("few_shot")
+    d = data("few_shot")
     return [
         Tree("few_shot", (1, width), (d["prompt"], generated))
         for width in d["width"]
@@ -46,7 +47,7 @@ def few_shot_trees() -> list[Forest]:
 
 def draft_trees() -> list[Forest]:
     """Medusa draft trees to verify, over prefixes and batch sizes; node 0 is the last token."""
-    d = _data("draft_trees")
+    d = data("draft_trees")
     forests = []
     for size, counts in d["medusa_depth_counts"].items():
         parents = preorder_draft([1, *counts])
@@ -85,7 +86,7 @@ def preorder_draft(counts: Sequence[int]) -> list[int]:
 
 def beam_trees() -> list[Forest]:
     """The beam sweep: many beams with a short suffix over one prompt."""
-    d = _data("beam_sweep")
+    d = data("beam_sweep")
     return [
         Tree("beam", (1, d["beams"]), (prefix, d["suffix"]), tuple(d["heads"]))
         for prefix in d["prefix"]
@@ -94,7 +95,7 @@ def beam_trees() -> list[Forest]:
 
 def single_kv_head_trees() -> list[Forest]:
     """Eight query heads on one KV head, where sharing saves little: a known loss of cascades."""
-    d = _data("controls")["single_kv_head_gqa8"]
+    d = data("controls")["single_kv_head_gqa8"]
     return [
         Tree("single_kv_head", (1, d["batch"]), (d["prefix"], generated), tuple(d["heads"]))
         for generated in d["generated"]
@@ -103,12 +104,12 @@ def single_kv_head_trees() -> list[Forest]:
 
 def unshared_trees() -> list[Forest]:
     """Controls in which no token is shared."""
-    return [Tree("no_sharing", (n,), (c,)) for n, c in _data("controls")["no_sharing"]]
+    return [Tree("no_sharing", (n,), (c,)) for n, c in data("controls")["no_sharing"]]
 
 
 def extend_forests() -> list[Forest]:
     """Scoring one step of every live branch: ragged queries at the end of a beam search's tree."""
-    d = _data("search_extend")
+    d = data("search_extend")
     forests = []
     low, high = d["step_tokens"]
     for width, prefix, depth in itertools.product(d["width"], d["prefix"], d["depth"]):
@@ -145,7 +146,7 @@ def _surviving_parents(rng: np.random.Generator, width: int, depth: int) -> list
 
 def adversarial_forests() -> list[Forest]:
     """Shapes that break planners: very long, very short, empty, lopsided, ragged."""
-    d = _data("adversarial")
+    d = data("adversarial")
     name = "adversarial"
     forests: list[Forest] = [
         Tree(name, r["nodes_per_level"], r["tokens_per_node"]) for r in d["trees"]

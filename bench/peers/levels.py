@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ..devices import best_seconds
 from ..forest import Forest
 from .base import Problem, Run, Skip
 from .flash import State, flash, merge, varlen_flash
@@ -75,11 +77,24 @@ def build_levels(problem: Problem, two_levels: bool) -> Run:
 
 
 def _padded_level(problem: Problem, level: list[Part]) -> Callable[[], State]:
-    """One call for the parts of one shape; what they compute is scattered to their queries."""
-    shapes: dict[tuple[int, int], list[Part]] = {}
+    """One call for the parts of one shape, or of one number of queries with keys padded.
+
+    The faster is used. What a call computes is scattered to its queries.
+    """
+    exact: dict[tuple[int, int], list[Part]] = {}
+    padded: dict[int, list[Part]] = {}
     for part in level:
-        shapes.setdefault(part.shape, []).append(part)
-    calls = [_same_shape(problem, parts) for parts in shapes.values()]
+        exact.setdefault(part.shape, []).append(part)
+        padded.setdefault(part.shape[0], []).append(part)
+    candidates = [_scattered(problem, list(exact.values()))]
+    if len(padded) < len(exact) and not level[0].causal:
+        with contextlib.suppress(Skip):  # padding may need too much memory
+            candidates.append(_scattered(problem, list(padded.values())))
+    return min(candidates, key=lambda fn: best_seconds(fn, problem.device, 2))
+
+
+def _scattered(problem: Problem, groups: list[list[Part]]) -> Callable[[], State]:
+    calls = [_one_call(problem, parts) for parts in groups]
     folded = problem.folded_queries()
     out = torch.zeros(folded.shape, device=problem.device)
     lse = torch.full(folded.shape[:-1], -torch.inf, device=problem.device)
@@ -94,14 +109,24 @@ def _padded_level(problem: Problem, level: list[Part]) -> Callable[[], State]:
     return run
 
 
-def _same_shape(problem: Problem, parts: list[Part]) -> tuple[torch.Tensor, Callable[[], State]]:
+def _one_call(problem: Problem, parts: list[Part]) -> tuple[torch.Tensor, Callable[[], State]]:
     count, group = parts[0].shape[0], problem.group
     queries = _index(problem, (np.arange(part.q_begin, part.q_end) for part in parts))
-    k, v = problem.kv_of(np.stack([part.tokens for part in parts]))
+    longest = max(len(part.tokens) for part in parts)
+    tokens = np.zeros((len(parts), longest), np.int64)
+    bias = None
+    if any(len(part.tokens) < longest for part in parts):
+        bias = torch.zeros(len(parts), 1, 1, longest, dtype=problem.q.dtype)
+    for i, part in enumerate(parts):
+        tokens[i, : len(part.tokens)] = part.tokens
+        if bias is not None:
+            bias[i, :, :, len(part.tokens) :] = -torch.inf
+    k, v = problem.kv_of(tokens)
     # [parts, Hkv, count * group, D]
     q = problem.folded_queries()[queries].unflatten(0, (len(parts), count))
     q = q.transpose(1, 2).flatten(2, 3)
-    bias = None
+    if bias is not None:
+        bias = bias.expand(-1, 1, q.shape[2], -1).to(problem.device)
     if parts[0].causal:
         masks = torch.stack([_own_mask(problem, part) for part in parts])
         bias = masks[:, None].repeat_interleave(group, 2).to(q.dtype).log()

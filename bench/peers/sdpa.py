@@ -6,11 +6,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .base import Problem, Run
+from ..devices import best_seconds
+from .base import Problem, Run, Skip
 
 
 def build_sdpa(problem: Problem) -> Run:
-    """All branches in one batched call if they are alike, else a call for each; copies untimed.
+    """All branches in one batched call if they are alike; copies are not timed.
+
+    Else the faster of one padded call with a mask and one call for each length.
 
     Raises:
         Skip: if the gathered paths need too much memory.
@@ -32,7 +35,26 @@ def build_sdpa(problem: Problem) -> Run:
             out[queries] = part()
         return out
 
-    return run
+    if (counts != counts[0]).any() or forest.draft_parents is not None:
+        return run
+    try:
+        padded = _padded(problem)
+    except Skip:
+        return run
+    return min((run, padded), key=lambda fn: best_seconds(fn, problem.device, 2))
+
+
+def _padded(problem: Problem) -> Run:
+    """Rows of equally many queries but different lengths, shorter ones padded in front."""
+    forest = problem.forest
+    longest = int(forest.kv_lens.max())
+    tokens = np.zeros((forest.num_rows, longest), np.int64)
+    count = int(forest.query_counts[0])
+    mask = torch.zeros(forest.num_rows, 1, count, longest, dtype=torch.bool)
+    for row, path in enumerate(forest.row_tokens):
+        tokens[row, longest - len(path) :] = path
+        mask[row, 0, :, longest - len(path) :] = problem.mask_of(row).cpu()
+    return _masked(problem, *problem.kv_of(tokens), mask.to(problem.device), count)
 
 
 def _queries(problem: Problem, rows: list[int]) -> torch.Tensor:
@@ -52,8 +74,21 @@ def _batched(problem: Problem, rows: list[int]) -> Run:
     if count == 1:
         return lambda: F.scaled_dot_product_attention(q, k, v).flatten(1, 2)
     mask = torch.stack([problem.mask_of(row) for row in rows])[:, None]
+    return _masked(problem, k, v, mask, count, q)
+
+
+def _masked(
+    problem: Problem,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    count: int,
+    q: torch.Tensor | None = None,
+) -> Run:
+    """One call with a mask, the rows' queries `q` (default all) with `count` for each row."""
+    q = problem.folded_queries() if q is None else q
     # [rows, Hkv, count * group, D]; the mask's rows are repeated for the group.
-    q = q.unflatten(0, (len(rows), count)).permute(0, 2, 1, 3, 4).flatten(2, 3)
+    q = q.unflatten(0, (len(k), count)).permute(0, 2, 1, 3, 4).flatten(2, 3)
     mask = mask.repeat_interleave(problem.group, 2)
 
     def run() -> torch.Tensor:
