@@ -151,6 +151,8 @@ def _per_row(
         if len(bad):
             at = int(bad[0])
             raise ValueError(f"{op}: {name}[{at}] must be {expected}, got {given.reshape(-1)[at]}")
+    if given.numel() == 1 and given.device.type == "cpu":  # a fill needs no copy to a GPU
+        return torch.full((logits.shape[0],), given.item(), dtype=dtype, device=logits.device)
     given = given.to(device=logits.device, dtype=dtype, non_blocking=True)
     return given.expand(logits.shape[0]).contiguous()
 

@@ -86,7 +86,7 @@ def solve(
     kv_memory: Annotated[str, typer.Option(help="Memory of the KV caches.")] = "1GiB",
     page_size: Annotated[int, typer.Option(help="Tokens to a page.")] = 16,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     deterministic: Annotated[bool, typer.Option(help="Same tree whatever runs beside.")] = True,
 ) -> None:
     """Solve a file of problems; a run that was interrupted goes on where it stopped."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from ttc_runtime.answers import extractor_for
 from ttc_runtime.budget import Budget
 from ttc_runtime.generation import Policy
-from ttc_runtime.models import CAUSAL_LM, PagedModel, load_tokenizer, model_directory
+from ttc_runtime.loading import CAUSAL_LM, load_tokenizer, model_directory
+from ttc_runtime.models import PagedModel
 from ttc_runtime.result import Result, make_result
 from ttc_runtime.rewards import RewardModel
 from ttc_runtime.scheduler import Scheduler, Task
@@ -53,6 +54,7 @@ class Engine:
         draft=None,
         *,
         device="auto",
+        backend="auto",
         dtype="auto",
         kv_memory: int | str = "1GiB",
         page_size: int = 16,
@@ -64,14 +66,15 @@ class Engine:
         """Load models from local directories; the network is never asked.
 
         model, reward: Hugging Face directories or ``zoo:NAME``, the reward also a `RewardModel`.
-        draft: must be None; speculation is not available yet. device: ``auto`` or ``cpu``. dtype:
-        ``auto`` (bfloat16 and float32 checkpoints as they are, float16 as float32 on a CPU) or a
-        torch dtype. kv_memory: bytes for the key/value caches of all models together, a number or
-        such as ``1GiB``. page_size: tokens to a page: 1, 8, 16, 32, 64 or 128. deterministic: the
-        same seed gives the same tree whatever runs beside it. row_block: rows to a matrix product
-        then. step_separator: text that closes a step, by default a newline for the zoo and a blank
-        line otherwise. max_batch: growing branches above which no further problem starts. Raises
-        ValueError naming what cannot be used.
+        draft: must be None; speculation is not available yet. device: ``cpu``, ``cuda``, or
+        ``auto``, a GPU if there is one. backend: of the attention: ``cpu``, ``triton``, or
+        ``auto``, that of the device. dtype: ``auto`` (bfloat16 and float32 checkpoints as they are,
+        float16 as float32 on a CPU) or a torch dtype. kv_memory: bytes for the key/value caches of
+        all models together, a number or such as ``1GiB``. page_size: tokens to a page: 1, 8, 16,
+        32, 64 or 128. deterministic: the same seed gives the same tree whatever runs beside it.
+        row_block: rows to a matrix product then. step_separator: text that closes a step, by
+        default a newline for the zoo and a blank line otherwise. max_batch: growing branches above
+        which no further problem starts. Raises ValueError naming what cannot be used.
 
         >>> engine = Engine.from_pretrained("zoo:arith-small")         # doctest: +SKIP
         """
@@ -87,6 +90,7 @@ class Engine:
         memory = parse_bytes(kv_memory)
         shared = {
             "device": device,
+            "backend": backend,
             "dtype": dtype,
             "page_size": page_size,
             "deterministic": deterministic,
@@ -152,6 +156,17 @@ class Engine:
 
             results = track(results, total=len(records), description=strategy.name)
         return sorted(results, key=lambda result: result.index)
+
+    def graph_report(self) -> dict[str, dict[str, str]]:
+        """For each model how its passes run: by kind "graph", or "eager" and why.
+
+        >>> Engine.from_pretrained("zoo:arith-small", device="cpu").graph_report()
+        {'policy': {'all': 'eager: the cpu backend has no graphs'}}
+        """
+        models = {"policy": self.policy.lane.model}
+        if self.reward is not None:
+            models["reward"] = self.reward.model
+        return {name: model.graph_report() for name, model in models.items()}
 
     def clear_cache(self) -> None:
         """Forget the prompts kept from earlier problems and free their pages."""

@@ -174,16 +174,19 @@ class Policy:
         positions = np.fromiter((len(g.sequence.tokens) for g in growths), np.int64, count)
         desc = row_descriptor(logits, **_sampling_arguments(growths))
         drawn = sample_tokens(logits, desc, torch.from_numpy(seeds), torch.from_numpy(positions))
-        if (drawn < 0).any():
-            bad = growths[int((drawn < 0).nonzero()[0])].branch.path
+        logprobs = _logprobs(logits, desc, drawn)
+        # Read together: the only time in a step that the host waits for a GPU.
+        ids, bits = torch.stack((drawn, logprobs.view(torch.int32))).cpu().numpy()
+        if (ids < 0).any():
+            bad = growths[int(np.argmax(ids < 0))].branch.path
             raise RuntimeError(f"policy: the logits of branch {bad} are not finite")
-        logprobs = _logprobs(logits, desc, drawn).tolist()
-        ids = drawn.cpu().numpy()
         limits = np.fromiter((g.limit for g in growths), np.int64, count)
         events = (positions + 1 >= limits) | (ids[:, None] == self._eos).any(1)
         for ends in {g.ends for g in growths}:
             events |= ends.candidates(ids) & np.array([g.ends is ends for g in growths])
-        for growth, token, logprob in zip(growths, ids.tolist(), logprobs, strict=True):
+        for growth, token, logprob in zip(
+            growths, ids.tolist(), bits.view(np.float32).tolist(), strict=True
+        ):
             growth.sequence.tokens.append(token)
             growth.branch.logprobs.append(logprob)
         share = (time.perf_counter() - started) / count
@@ -275,6 +278,6 @@ def _sampling_arguments(growths: list[_Growth]) -> dict:
 def _logprobs(logits: Tensor, desc: Tensor, drawn: Tensor) -> Tensor:
     """float32[N]: log-probability of each drawn token under its row's filtered distribution."""
     column = {name: desc[:, i] for i, name in enumerate(DESCRIPTOR_COLUMNS)}
-    chosen = logits.gather(1, drawn[:, None].long())[:, 0].float()
+    chosen = logits.gather(1, drawn[:, None].long().clamp(min=0))[:, 0].float()
     scaled = (chosen - column["max"]) / column["temperature"] - column["log_z"]
     return torch.where(column["temperature"] == 0, 0.0, scaled)  # greedy draws are certain

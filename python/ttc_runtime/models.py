@@ -1,4 +1,4 @@
-"""Models from local Hugging Face directories, run over a paged key/value cache."""
+"""Transformers models run over a paged key/value cache."""
 
 from __future__ import annotations
 
@@ -13,64 +13,25 @@ from torch import Tensor, nn
 from ttc_kernels import PagePool
 from ttc_kernels.kv_cache import copy_pages
 from ttc_runtime import attention
+from ttc_runtime.batch import Batch, Rows
 from ttc_runtime.deterministic import make_row_independent
+from ttc_runtime.graphs import CalledAgain, CudaGraph, GraphRunner
+from ttc_runtime.loading import CAUSAL_LM, load_model, resolve_device
 
 HEAD_DIMS = (64, 96, 128, 256)
 PAGE_SIZES = (1, 8, 16, 32, 64, 128)
 _SERIAL_WEIGHTS = 4_000_000  # models below run on one thread: threads would mostly wait
-CAUSAL_LM, TOKEN_CLASSIFICATION = "AutoModelForCausalLM", "AutoModelForTokenClassification"
-
-
-def model_directory(name: str | Path) -> Path:
-    """The directory of a model: a local path, or ``zoo:NAME`` for one that ships with the package.
-
-    Raises ValueError if there is no model; the network is never asked.
-    """
-    if str(name).startswith("zoo:"):
-        from ttc_runtime import zoo
-
-        return Path(zoo.path(str(name)[4:]))
-    path = Path(name).expanduser()
-    if not (path / "config.json").is_file():
-        raise ValueError(
-            f"model directory: expected 'zoo:NAME' or a local directory with config.json, "
-            f"safetensors weights and tokenizer files, got {str(name)!r}"
-        )
-    return path
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """``auto`` or a torch device name as a device. Raises ValueError where it cannot run."""
-    if str(device) in ("auto", "cpu"):
-        return torch.device("cpu")
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device: {str(device)!r} was asked for, but torch sees no CUDA GPU")
-    raise ValueError(
-        f"device: expected 'auto' or 'cpu', the devices this runtime is tested on, "
-        f"got {str(device)!r}"
-    )
-
-
-def load_tokenizer(directory: Path):
-    """The tokenizer of a model directory. Raises ValueError if it holds none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"tokenizer: none could be loaded from {str(directory)!r}: {error}"
-        ) from error
 
 
 class PagedModel:
     """A transformers model whose attention reads and writes a page pool.
 
-    directory: local model directory. auto_class: `CAUSAL_LM` or `TOKEN_CLASSIFICATION`. device: as
-    for `resolve_device`. dtype: ``auto`` keeps the checkpoint's, except float16 on a CPU, which
-    becomes float32; or a torch dtype or its name. page_size: tokens to a page. deterministic: a
-    row's bits do not depend on the rows beside it. row_block: rows to each matrix product then;
-    also what a pass is padded to, so a small block wastes less on few rows and runs many slower.
+    directory: local model directory. auto_class: `CAUSAL_LM` or `TOKEN_CLASSIFICATION`. device,
+    backend: as for `resolve_device`. dtype: ``auto`` keeps the checkpoint's, except float16 on a
+    CPU, which becomes float32; or a torch dtype or its name. page_size: tokens to a page.
+    deterministic: a row's bits do not depend on the rows beside it. row_block: rows to each matrix
+    product then; also what a pass is padded to, so a small block wastes less on few rows and runs
+    many slower.
 
     Raises ValueError for a model that is missing, incomplete, not finite or not supported.
     """
@@ -81,6 +42,7 @@ class PagedModel:
         auto_class: str = CAUSAL_LM,
         *,
         device="auto",
+        backend="auto",
         dtype="auto",
         page_size: int = 16,
         deterministic: bool = True,
@@ -90,8 +52,8 @@ class PagedModel:
             raise ValueError(f"page_size: expected one of {PAGE_SIZES}, got {page_size!r}")
         if row_block < 16 or row_block % 16:
             raise ValueError(f"row_block: expected a positive multiple of 16, got {row_block!r}")
-        self.device = resolve_device(device)
-        self.model = _load(directory, auto_class, self.device, dtype)
+        self.device, self.backend = resolve_device(device, backend)
+        self.model = load_model(directory, auto_class, self.device, dtype)
         self.config = config = self.model.config
         self.page_size, self.deterministic = page_size, deterministic
         self.num_q_heads = config.num_attention_heads
@@ -108,6 +70,22 @@ class PagedModel:
         self.row_block = row_block if deterministic else 1
         if deterministic:
             make_row_independent(self.model, row_block)
+        # Decoding steps run from static buffers on the Triton backend; on a CPU that is for tests.
+        capture = CudaGraph if self.device.type == "cuda" else CalledAgain
+        self._runner = GraphRunner(
+            self._compute,
+            {
+                "page_size": page_size,
+                "num_q_heads": self.num_q_heads,
+                "num_kv_heads": self.num_kv_heads,
+                "head_dim": self.head_dim,
+                "dtype": self.model.dtype,
+                "device": self.device,
+                "deterministic": deterministic,
+            },
+            self.row_block,
+            capture if self.backend == "triton" else None,
+        )
         self._pool: PagePool | None = None
         self.k_caches: list[Tensor] = []
         self.v_caches: list[Tensor] = []
@@ -155,7 +133,7 @@ class PagedModel:
         """Copy the pages that forked branches wrote to since the last pass, which frees sources."""
         copies = self.pool.take_copies()
         if len(copies):
-            copy_pages(self.k_caches, self.v_caches, torch.from_numpy(copies))
+            copy_pages(self.k_caches, self.v_caches, copies)
 
     @torch.inference_mode()
     def forward(
@@ -173,33 +151,30 @@ class PagedModel:
         token_ids, positions: int64[T], the branches' new tokens one branch after the other. slots:
         int32[T], from the branches' ``append``. branches: the B pool branches. kv_lens, q_lens:
         int32[B], tokens, the new ones included and alone. keep: int64[R], the rows (0 to T - 1)
-        whose outputs are wanted. Returns logits ``[R, vocab]``, or ``[R, labels]``.
+        whose outputs are wanted. Returns logits ``[R, vocab]``, or ``[R, labels]``, valid until the
+        next pass.
         """
-        num_tokens, num_kept = len(token_ids), len(keep)
-        padding = -num_tokens % self.row_block
         self.run_copies()
-        tree = attention.TreeForward(
-            self.k_caches,
-            self.v_caches,
-            self._tensor(slots, padding, -1),
-            num_tokens,
-            self.pool.block_tables(branches),
-            kv_lens,
-            q_lens,
-            self.num_q_heads,
-            self.deterministic,
-        )
+        tables = self.pool.block_tables(branches)
+        return self._runner.run(Rows(token_ids, positions, slots, tables, kv_lens, q_lens, keep))
+
+    def graph_report(self) -> dict[str, str]:
+        """How forward passes run, by kind: "graph", or "eager" and why."""
+        return self._runner.report()
+
+    def _compute(self, batch: Batch) -> Tensor:
+        """The outputs of a batch, ``[num_outputs, n]``."""
+        tree = attention.TreeForward(self.k_caches, self.v_caches, batch, self.backend)
         inputs = {
-            "input_ids": self._tensor(token_ids, padding, 0)[None],
-            "position_ids": self._tensor(positions, padding, 0)[None],
+            "input_ids": batch.token_ids[None],
+            "position_ids": batch.positions[None],
             "use_cache": False,
             "tree": tree,
         }
         if hasattr(self.model, "lm_head"):
-            padded = self._tensor(keep, -num_kept % self.row_block, 0)
-            logits = self.model(**inputs, logits_to_keep=padded).logits[0, :num_kept]
+            logits = self.model(**inputs, logits_to_keep=batch.keep).logits[0]
         else:
-            logits = self.model(**inputs).logits[0][self._tensor(keep, 0, 0)]
+            logits = self.model(**inputs).logits[0][batch.keep]
         if tree.layers_run != self.config.num_hidden_layers:
             raise RuntimeError(
                 f"{type(self.model).__name__}: {tree.layers_run} of "
@@ -207,53 +182,3 @@ class PagedModel:
                 "this architecture is not supported"
             )
         return logits
-
-    def _tensor(self, values: np.ndarray, padding: int, fill: int) -> Tensor:
-        if padding:
-            values = np.concatenate([values, np.full(padding, fill, values.dtype)])
-        return torch.from_numpy(values).to(self.device)
-
-
-def _load(directory: Path, auto_class: str, device: torch.device, dtype):
-    import transformers
-
-    wanted = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, dtype)
-    if wanted != "auto" and not isinstance(wanted, torch.dtype):
-        raise ValueError(f"dtype: expected 'auto' or a torch dtype, got {dtype!r}")
-    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-    _check_config(config, directory, auto_class)
-    try:
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            directory,
-            local_files_only=True,
-            dtype=wanted,
-            attn_implementation=attention.NAME,
-            output_loading_info=True,
-        )
-    except OSError as error:
-        raise ValueError(f"{directory}: no weights could be loaded: {error}") from error
-    if info["missing_keys"]:
-        raise ValueError(
-            f"{directory}: weights missing for {auto_class}: {sorted(info['missing_keys'])[:4]}"
-        )
-    if wanted == "auto" and model.dtype == torch.float16 and device.type == "cpu":
-        model = model.float()
-    for name, weight in model.named_parameters():
-        # The sum is one quick read; only where it is not finite does every value get looked at.
-        if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
-            raise ValueError(f"{directory}: weights must be finite, but {name} has NaN or infinity")
-    return model.to(device).eval().requires_grad_(False)
-
-
-def _check_config(config, directory: Path, auto_class: str) -> None:
-    kind = auto_class.removeprefix("AutoModel")
-    names = config.architectures or []
-    if not any(name.endswith(kind) for name in names):
-        raise ValueError(f"{directory}: expected a model of the kind ...{kind}, got {names}")
-    ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in [ropes, *(value for value in ropes.values() if isinstance(value, dict))]:
-        if rope.get("rope_type") in ("dynamic", "longrope"):
-            raise ValueError(
-                f"{directory}: rope_type {rope['rope_type']!r} rescales by the longest sequence of "
-                "a batch, so branches would change each other; use a static one such as 'yarn'"
-            )

@@ -96,7 +96,7 @@ def make_engine(tiny_model):
     def make(*, reward=True, policy=None, model=None, **arguments):
         from ttc_runtime import Engine
 
-        arguments = {"kv_memory": "32MiB", "step_separator": "a", **arguments}
+        arguments = {"kv_memory": "32MiB", "step_separator": "a", "device": "cpu", **arguments}
         scorer = tiny_model("Llama", "ForTokenClassification") if reward else None
         return Engine.from_pretrained(
             model or tiny_model("Llama", **(policy or {})), reward=scorer, **arguments

@@ -25,7 +25,7 @@ def use_interpreter() -> None:
 
     def with_index(tensor, scope) -> None:
         patch_tensor(tensor, scope)
-        # Since numpy 2.4 an array of one element is no index, as range() with a runtime bound needs.
+        # range() with a runtime bound needs one; since numpy 2.4 an array of one element has none.
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     interpreter._patch_lang_tensor = with_index

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttc_runtime.models import PagedModel, load_tokenizer, model_directory
+from ttc_runtime.loading import load_tokenizer, model_directory
+from ttc_runtime.models import PagedModel
 from ttc_runtime.rewards.spec import RewardSpec
 
 
@@ -34,6 +35,7 @@ class RewardModel:
         spec: str | Path | None = None,
         *,
         device="auto",
+        backend="auto",
         dtype="auto",
         page_size: int = 16,
         deterministic: bool = True,
@@ -51,6 +53,7 @@ class RewardModel:
             path,
             loaded.auto_class,
             device=device,
+            backend=backend,
             dtype=dtype,
             page_size=page_size,
             deterministic=deterministic,
