@@ -51,7 +51,7 @@ class Settings:
 class PeerResult:
     """One peer on one workload: why it was skipped, or its error, times and ratio to ours.
 
-    `seconds` is the mode that counts, or the next one if that failed; `modes` holds all of them.
+    `seconds` and `ratio` are of the first mode that could be timed; `modes` holds all of them.
     """
 
     skipped: str | None = None
@@ -143,9 +143,11 @@ def measure(
             modes[mode] = timing
     result.ours = next(iter(result.modes.values()), None)
     for peer in result.peers.values():
-        peer.seconds = next(iter(peer.modes.values()), None)
-        if result.ours and peer.seconds:
-            peer.ratio = peer.seconds.median / result.ours.median
+        # Like with like: in the first mode that both could be timed in.
+        shared = [mode for mode in peer.modes if mode in result.modes]
+        if shared:
+            peer.seconds = peer.modes[shared[0]]
+            peer.ratio = peer.seconds.median / result.modes[shared[0]].median
     if result.ours:
         result.roofline_fraction = result.floor_s / result.ours.median
 

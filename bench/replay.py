@@ -30,7 +30,7 @@ from .workloads import data
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see --help."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     device = torch.device(args.device)
     peers = ["sdpa", "cascade"] if args.peers is None else args.peers
     limit = Roofline.measure(DTYPES[args.dtype], device)
@@ -94,10 +94,11 @@ def _table(results: list[ReplayResult], peers: list[str], layers: int) -> Table:
     return table
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.replay", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = argparse.ArgumentParser(prog="python -m bench.replay", description=__doc__)
+    result.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = result.add_argument
     searches = [name for name in data("replay") if name != "_"]
     add("--device", choices=list(PEERS), default="cpu")
     add("--dtype", choices=list(DTYPES), default="bf16")
@@ -112,12 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-steps", type=int, help="stop the searches there")
     add("--samples", type=int, default=12, help="steps at which attention is timed")
     add("--rounds", type=int, default=5, help="timed calls of each contender there")
-    add("--peers", nargs="*", help="default sdpa and cascade")
+    names = [name for peers in PEERS.values() for name in peers]
+    add("--peers", nargs="*", choices=dict.fromkeys(names), help="default sdpa and cascade")
     add("--peer-gib", type=float, default=4.0, help="most a peer's own layout may take")
     add("--deterministic", action="store_true", help="plan with fixed cuts")
     add("--backend", default="auto", help="of tree_attention")
     add("--json", type=Path, metavar="FILE", help="store the results")
-    return parser
+    return result
 
 
 if __name__ == "__main__":

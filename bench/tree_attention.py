@@ -37,7 +37,7 @@ _DEFAULT_HEADS = (32, 8)
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see --help. Returns 1 if a contender disagreed with the definition."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
@@ -117,19 +117,21 @@ def _store(path: Path | None, document: dict[str, object], results: list[TreeRes
 
 def _table(results: list[TreeResult], peers: tuple[str, ...]) -> Table:
     table = Table(title="Tree attention: peers as median / our median")
-    columns = ("#", "tree", "heads", "dtype", "unique", "path", "ours µs (min..max)", "plan µs")
-    for column in (*columns, "model µs", "floor µs", "of roofline", *peers):
+    columns = ["#", "tree", "heads", "dtype", "unique", "path", "ours µs (min..max)", "plan µs"]
+    columns += ["plan's model µs", "model µs", "floor µs", "of roofline"]
+    for column in (*columns, *peers):
         justify: JustifyMethod = "left" if column == "tree" else "right"
         table.add_column(column, justify=justify, overflow="fold")
     for r in results:
         row = [str(r.index), r.tree, f"{r.heads[0]}/{r.heads[1]}", r.dtype]
         row += [str(r.unique_tokens), str(r.path_tokens)]
         if r.ours is None or r.plan_s is None or r.model_s is None:
-            row += [f"skipped: {r.skipped}" if r.skipped else "wrong", "", "", "", ""]
+            row += [f"skipped: {r.skipped}" if r.skipped else "wrong", *[""] * 5]
         else:
             low, high = r.ours.low * 1e6, r.ours.high * 1e6
             row.append(f"{r.ours.median * 1e6:.1f} ({low:.1f}..{high:.1f})")
-            row += [f"{r.plan_s * 1e6:.0f}", f"{r.model_s * 1e6:.1f}"]
+            modelled = float(str(r.plan_stats["modelled_us"]))
+            row += [f"{r.plan_s * 1e6:.0f}", f"{modelled:.1f}", f"{r.model_s * 1e6:.1f}"]
             row += [f"{r.floor_s * 1e6:.1f}", f"{r.roofline_fraction:.2f}"]
         table.add_row(*row, *(_cell(r.peers.get(name)) for name in peers))
     return table
@@ -172,10 +174,11 @@ def heads_argument(text: str) -> tuple[int, int]:
     return q_heads, kv_heads
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.tree_attention", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = argparse.ArgumentParser(prog="python -m bench.tree_attention", description=__doc__)
+    result.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = result.add_argument
     add("--device", choices=list(PEERS), default="cpu")
     add("--dtype", choices=[*DTYPES, "both"], default="both", help="both: bf16 and fp32, or fp16")
     add("--suite", nargs="+", choices=list(SUITES), default=["published"])
@@ -189,13 +192,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--head-dim", type=int, default=128)
     add("--page-size", type=int, default=16)
     add("--rounds", type=int, default=7, help="timed calls of each contender")
-    add("--peers", nargs="*", help="default all of the device")
+    names = [name for peers in PEERS.values() for name in peers]
+    add("--peers", nargs="*", choices=dict.fromkeys(names), help="default all of the device")
     add("--peer-gib", type=float, default=4.0, help="most a peer's own layout may take")
     add("--deterministic", action="store_true", help="plan with fixed cuts")
     add("--backend", default="auto", help="of tree_attention")
     add("--threads", type=int, help="default: torch's")
     add("--json", type=Path, metavar="FILE", help="store the results, e.g. under bench/results/")
-    return parser
+    return result
 
 
 if __name__ == "__main__":

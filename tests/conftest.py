@@ -30,6 +30,15 @@ def triton_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there is a GPU, tests of Triton kernels are GPU tests."""
+    if torch.cuda.is_available():
+        for item in items:
+            if "triton_device" in getattr(item, "fixturenames", ()):
+                item.add_marker("gpu")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
     for report in skipped:

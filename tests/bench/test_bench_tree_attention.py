@@ -181,8 +181,10 @@ def test_command_tells_if_ours_disagrees(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.usefixtures("no_roofline")
 def test_command_refuses_unknown_peers():
-    with pytest.raises(SystemExit, match="--peers"):
+    with pytest.raises(SystemExit, match="--peers: on cpu there are"):
         tree_attention.main(["--peers", "fi cascade"])
+    with pytest.raises(SystemExit):
+        tree_attention.main(["--peers", "nonsense"])
 
 
 @pytest.mark.usefixtures("no_roofline")

@@ -1,0 +1,95 @@
+"""One small call of every kernel, checked, for tools that make a program very slow.
+
+compute-sanitizer python -m bench.small --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from ttc_kernels import (
+    StepHead,
+    copy_pages,
+    row_descriptor,
+    sample_tokens,
+    score_steps,
+    write_kv,
+)
+
+from .forest import Forest
+from .measure import check
+from .peers import Ours, make_problem
+from .tree import parse_tree
+
+_FORESTS = (
+    parse_tree("1,2,8x40,33,3"),
+    Forest("small", "extend", (-1, 0, 0, 2, 2), (300, 7, 16, 3, 30), (5, 3, 20)),
+    Forest("small", "draft", (-1, -1, 0, 1), (90, 9, 4, 4), (4, 4), (-1, 0, 1, 0)),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; see --help. Returns 1 if a result is wrong."""
+    args = parser().parse_args(argv)
+    device = torch.device(args.device)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    failures = []
+    for forest in _FORESTS:
+        for deterministic in (False, True):
+            problem = make_problem(forest, (8, 2), 64, dtype, 1 << 30, device)
+            error, wrong = check(Ours(problem, deterministic, args.backend), problem)
+            print(f"tree_attention {forest.name}, deterministic={deterministic}: {error:.1e}")
+            failures += [wrong] if wrong else []
+    for name, kernel in (("caches", _caches), ("scores", _scores), ("samples", _samples)):
+        is_right = kernel(device, dtype)
+        print(f"{name}: {'right' if is_right else 'WRONG'}")
+        failures += [] if is_right else [name]
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return int(bool(failures))
+
+
+def _caches(device: torch.device, dtype: torch.dtype) -> bool:
+    """Two tokens are written, and their page is copied."""
+    k_cache, v_cache = torch.zeros(2, 3, 4, 2, 64, device=device, dtype=dtype)
+    k, v = torch.randn(2, 3, 2, 64, device=device, dtype=dtype)
+    write_kv(k, v, k_cache, v_cache, torch.tensor([5, -1, 6], dtype=torch.int32, device=device))
+    copies = torch.tensor([[1, 2, 3]], dtype=torch.int32, device=device)
+    copy_pages([k_cache], [v_cache], copies)
+    wanted = [(cache[page, slot], x) for cache, new in ((k_cache, k), (v_cache, v))
+              for page in (1, 2) for slot, x in ((1, new[0]), (2, new[2]))]  # fmt: skip
+    return all(torch.equal(got, x) for got, x in wanted) and not k_cache[0].any()
+
+
+def _scores(device: torch.device, dtype: torch.dtype) -> bool:
+    """The scores of three rows by a value head, against the same in float64."""
+    hidden, weight = torch.randn(5, 96, device=device, dtype=dtype), torch.randn(96, dtype=dtype)
+    rows = torch.tensor([0, 4, 2], dtype=torch.int32, device=device)
+    head = StepHead.value(weight.to(device), torch.zeros(1, device=device, dtype=dtype))
+    scores = score_steps(hidden, rows, head).double().cpu()
+    logits = hidden.double().cpu()[[0, 4, 2]] @ weight.double()
+    return torch.allclose(scores, logits.sigmoid(), rtol=1e-4, atol=1e-4)
+
+
+def _samples(device: torch.device, dtype: torch.dtype) -> bool:
+    """Temperature 0 takes the largest logit of each row."""
+    logits = torch.randn(4, 3000, device=device)
+    seeds = torch.arange(4, device=device)
+    tokens = sample_tokens(logits, row_descriptor(logits, 0.0), seeds, seeds)
+    return torch.equal(tokens.cpu().long(), logits.argmax(-1).cpu())
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = argparse.ArgumentParser(prog="python -m bench.small", description=__doc__)
+    result.formatter_class = argparse.RawDescriptionHelpFormatter
+    result.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    result.add_argument("--backend", default="auto", help="of tree_attention")
+    return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
