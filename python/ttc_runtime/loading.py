@@ -49,6 +49,11 @@ def resolve_device(device: str | torch.device, backend: str = "auto") -> tuple[t
         raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {str(device)!r}")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: {str(device)!r} was asked for, but torch sees no CUDA GPU")
+    if chosen.type == "cuda" and chosen.index not in (None, torch.cuda.current_device()):
+        raise ValueError(
+            f"device: {str(device)!r} is not torch's current device, where kernels are launched; "
+            "choose the GPU with CUDA_VISIBLE_DEVICES or torch.cuda.set_device"
+        )
     if backend == "auto":
         backend = "triton" if chosen.type == "cuda" else "cpu"
     if (chosen.type, backend) == ("cuda", "cpu"):

@@ -135,16 +135,18 @@ def _describe(
     greedy = temperature == 0.0
     inv = tl.div_rn(1.0, tl.where(greedy, 1.0, temperature))
     first = tl.full([BLOCK], 2**31 - 1, tl.int32)
+    count = tl.zeros([BLOCK], tl.int32)
     mass = tl.zeros([BLOCK], tl.int64)
     for start in tl.range(0, vocab_size, BLOCK):
         index, logit = _load(row, start, vocab_size, BLOCK)
         first = tl.minimum(first, tl.where(logit == max_logit, index, 2**31 - 1))
+        count += (logit >= _LOWEST).to(tl.int32)
         mass += fixed_weight(logit, max_logit, inv)
     argmax, mass_all = tl.min(first), tl.sum(mass)
 
     pivot = tl.full([], _LOWEST, tl.float32)
     tie_end = tl.full([], _ALL_TIES, tl.int32)
-    kept_mass = mass_all
+    num_kept, kept_mass = tl.sum(count), mass_all
     top_k = tl.load(top_ks + r)
     top_p = tl.load(top_ps + r)
     min_p = tl.load(min_ps + r)
@@ -152,7 +154,7 @@ def _describe(
         if (top_k > 0) & (top_k < vocab_size):
             target = top_k.to(tl.int64)
             pivot, tie_end = _cut(row, vocab_size, max_logit, inv, target, False, BLOCK)
-            _, kept_mass = _sums(row, vocab_size, max_logit, inv, pivot, tie_end, BLOCK)
+            num_kept, kept_mass = _sums(row, vocab_size, max_logit, inv, pivot, tie_end, BLOCK)
         if top_p < 1.0:
             share = tl.ceil(top_p.to(tl.float64) * kept_mass.to(tl.float64)).to(tl.int64)
             target = tl.minimum(tl.maximum(share, 1), kept_mass)
@@ -162,7 +164,8 @@ def _describe(
             least = tl.where(min_p > 1.1754943508222875e-38, min_p, 1.1754943508222875e-38)
             bound = max_logit + temperature * log_fp32(least)
             pivot, tie_end = _narrower(pivot, tie_end, bound, 2**31 - 1)
-    num_kept, kept_mass = _sums(row, vocab_size, max_logit, inv, pivot, tie_end, BLOCK)
+        if pivot > _LOWEST:
+            num_kept, kept_mass = _sums(row, vocab_size, max_logit, inv, pivot, tie_end, BLOCK)
 
     nan = float("nan")
     log_z = tl.log(kept_mass.to(tl.float64) / 1099511627776.0).to(tl.float32)

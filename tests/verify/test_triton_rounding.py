@@ -1,0 +1,55 @@
+"""The Triton kernels as compiled for GPUs: every fp32 operation rounds as it does on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# In a process of its own: in this one the kernels may belong to the interpreter.
+_COMPILE = """
+import json, re, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from ttc_kernels.triton.row_descriptor import _describe
+from ttc_kernels.triton.sample_tokens import _race
+
+TYPES = {
+    "logits": "*fp32", "stride": "i32", "vocab_size": "i32", "temperatures": "*fp32",
+    "top_ks": "*i32", "top_ps": "*fp32", "min_ps": "*fp32", "out": "*fp32",
+    "descriptors": "*fp32", "seeds": "*i64", "positions": "*i64",
+    "best_scores": "*fp32", "best_tokens": "*i32",
+}
+CASES = {_describe: ({"BLOCK": 4096}, 16), _race: ({"CHUNK": 8192, "BLOCK": 1024}, 4)}
+
+found = {}
+for kernel, (constants, warps) in CASES.items():
+    signature = {name: TYPES.get(name, "constexpr") for name in kernel.arg_names}
+    values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    for fusion in (False, True):
+        options = {"num_warps": warps, "enable_fp_fusion": fusion}
+        target = GPUTarget("cuda", int(sys.argv[1]), 32)
+        compiled = triton.compile(ASTSource(kernel, signature, values), target, options)
+        ptx = compiled.asm["ptx"]
+        # Fused, flushed to zero, or approximated.
+        inexact = re.findall(r"fma[.]\\S*f32|[.]ftz\\S*[.]f32|[.](?:approx|full)\\S*[.]f32", ptx)
+        found[f"{kernel.__name__} {fusion}"] = inexact
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_nothing_is_fused_flushed_or_approximated(capability: int) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", _COMPILE, str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["_describe False"] == found["_race False"] == []
+    # The control: as Triton compiles by default, it does fuse.
+    assert found["_describe True"] and found["_race True"]
