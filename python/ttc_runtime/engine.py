@@ -166,7 +166,7 @@ class Engine:
         models = {"policy": self.policy.lane.model}
         if self.reward is not None:
             models["reward"] = self.reward.model
-        return {name: model.graph_report() for name, model in models.items()}
+        return {name: model.runner.report() for name, model in models.items()}
 
     def clear_cache(self) -> None:
         """Forget the prompts kept from earlier problems and free their pages."""

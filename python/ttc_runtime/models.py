@@ -33,6 +33,9 @@ class PagedModel:
     product then; also what a pass is padded to, so a small block wastes less on few rows and runs
     many slower.
 
+    `allocate` makes k_caches and v_caches, per layer ``[num_pages, page_size, Hkv, D]``, and
+    runner, which runs the passes.
+
     Raises ValueError for a model that is missing, incomplete, not finite or not supported.
     """
 
@@ -70,22 +73,6 @@ class PagedModel:
         self.row_block = row_block if deterministic else 1
         if deterministic:
             make_row_independent(self.model, row_block)
-        # Decoding steps run from static buffers on the Triton backend; on a CPU that is for tests.
-        capture = CudaGraph if self.device.type == "cuda" else CalledAgain
-        self._runner = GraphRunner(
-            self._compute,
-            {
-                "page_size": page_size,
-                "num_q_heads": self.num_q_heads,
-                "num_kv_heads": self.num_kv_heads,
-                "head_dim": self.head_dim,
-                "dtype": self.model.dtype,
-                "device": self.device,
-                "deterministic": deterministic,
-            },
-            self.row_block,
-            capture if self.backend == "triton" else None,
-        )
         self._pool: PagePool | None = None
         self.k_caches: list[Tensor] = []
         self.v_caches: list[Tensor] = []
@@ -108,12 +95,29 @@ class PagedModel:
         return self.config.num_hidden_layers * self.page_size * token
 
     def allocate(self, num_pages: int) -> None:
-        """Create the page pool and the caches of ``num_pages`` pages."""
+        """Create the page pool, the caches of ``num_pages`` pages, and what runs passes on them."""
         self._pool = PagePool(num_pages, page_size=self.page_size)
         shape = (num_pages, self.page_size, self.num_kv_heads, self.head_dim)
         new = lambda: torch.empty(shape, dtype=self.model.dtype, device=self.device)  # noqa: E731
         self.k_caches = [new() for _ in range(self.config.num_hidden_layers)]
         self.v_caches = [new() for _ in range(self.config.num_hidden_layers)]
+        # Decoding steps run from static buffers on the Triton backend; on a CPU that is for tests.
+        capture = CudaGraph if self.device.type == "cuda" else CalledAgain
+        plan_options = {
+            "page_size": self.page_size,
+            "num_q_heads": self.num_q_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "dtype": self.model.dtype,
+            "device": self.device,
+            "deterministic": self.deterministic,
+        }
+        self.runner = GraphRunner(
+            self._compute,
+            plan_options,
+            self.row_block,
+            capture if self.backend == "triton" else None,
+        )
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -156,11 +160,7 @@ class PagedModel:
         """
         self.run_copies()
         tables = self.pool.block_tables(branches)
-        return self._runner.run(Rows(token_ids, positions, slots, tables, kv_lens, q_lens, keep))
-
-    def graph_report(self) -> dict[str, str]:
-        """How forward passes run, by kind: "graph", or "eager" and why."""
-        return self._runner.report()
+        return self.runner.run(Rows(token_ids, positions, slots, tables, kv_lens, q_lens, keep))
 
     def _compute(self, batch: Batch) -> Tensor:
         """The outputs of a batch, ``[num_outputs, n]``."""

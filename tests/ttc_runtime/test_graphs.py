@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import ARCHITECTURES
+from torch.utils._python_dispatch import TorchDispatchMode
 from ttc_runtime import BestOfN, Greedy, SamplingParams
 from ttc_runtime.batch import Batch, Rows
 from ttc_runtime.graphs import LARGEST, CalledAgain, GraphRunner
@@ -148,7 +150,7 @@ def tree_of(result):
 def with_static_buffers(engine):
     """The engine, with decoding steps from static buffers on whatever backend it has."""
     for model in (engine.policy.lane.model, engine.reward.model):
-        model._runner._capture = CalledAgain
+        model.runner._capture = CalledAgain
     return engine
 
 
@@ -167,12 +169,38 @@ def test_searches_from_static_buffers_give_the_same_trees(make_engine, strategy,
     assert plain.graph_report()["policy"] == {"all": "eager: the cpu backend has no graphs"}
 
 
+class NoHostData(TorchDispatchMode):
+    """Refuses what cannot be captured: values read by the host, and tensors made from its data."""
+
+    refused = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "unique")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if any(name in str(function) for name in self.refused):
+            raise RuntimeError(f"{function} waits for the host")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_step_waits_for_nothing_between_its_layers(make_engine, tiny_model, architecture):
+    def capture(function):
+        with NoHostData():
+            return CalledAgain(function)
+
+    engine = with_static_buffers(make_engine(model=tiny_model(architecture)))
+    for model in (engine.policy.lane.model, engine.reward.model):
+        model.runner._capture = capture
+    engine.solve(PROBLEMS[0], Greedy(SHORT))
+    assert engine.graph_report()["policy"]["64 rows"] == "graph"
+    with NoHostData(), pytest.raises(RuntimeError, match="_local_scalar_dense"):  # the control
+        torch.ones(1).item()
+
+
 def test_windows_have_plans_of_their_own_in_static_buffers(make_engine, tiny_model):
     model, strategy = tiny_model("Gemma2"), BestOfN(4, sampling=SHORT)
     want = make_engine(model=model).solve(PROBLEMS[0], strategy)
     engine = with_static_buffers(make_engine(model=model))
     assert tree_of(engine.solve(PROBLEMS[0], strategy)) == tree_of(want)
-    steps = engine.policy.lane.model._runner._steps
+    steps = engine.policy.lane.model.runner._steps
     assert [len(step.batch._plans) for step in steps.values()] == [2]
 
 
