@@ -30,8 +30,11 @@ check: $(VENV)/.built
 	$(PY) -m pytest
 
 bench: $(VENV)/.built
-	$(PY) -m bench.tree_attention --device cpu --dtype both --json bench/results/tree_attention_cpu.json
-	$(PY) -m bench.generate --device cpu --json bench/results/generate_cpu.json
+	for dtype in bf16 fp32; do \
+	  $(PY) -m bench.tree_attention --dtype $$dtype --trees all \
+	    --json bench/results/tree_attention_cpu_$$dtype.json || exit 1; done
+	$(PY) -m bench.replay --dtype bf16 --json bench/results/replay_cpu_bf16.json
+	$(PY) -m bench.generate --device cpu --json bench/results/generate_cpu_bf16.json
 
 wheel: $(VENV)/.built
 	$(PY) -m pip wheel . --no-build-isolation --no-deps -w dist

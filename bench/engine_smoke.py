@@ -73,17 +73,18 @@ def solve(device: str, limit: int, n: int, dtype: str = "auto") -> Solved:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see --help. Returns 1 if the engine is not in order."""
     args = parser().parse_args(argv)
-    runs = [solve("cpu", args.limit, args.n)]
-    if args.device != "cpu":
-        runs.append(solve(args.device, args.limit, args.n))
-    here, reference = runs[-1], runs[0]
-    same = sum(a == b for a, b in zip(here.texts, reference.texts, strict=True))
-    for run in runs:
+    runs = []
+    for name in dict.fromkeys((args.device, "cpu")):
+        run = solve(name, args.limit, args.n)
+        runs.append(run)
         print(
             f"{run.device}: {run.correct} of {run.problems} right, {run.failed} failed, "
             f"{run.generated} tokens generated, {run.scored} scored, {run.recomputed} recomputed, "
-            f"{run.generated / run.seconds:.0f} tokens/s"
+            f"{run.generated / run.seconds:.0f} tokens/s",
+            flush=True,
         )
+    here, reference = runs[0], runs[-1]
+    same = sum(a == b for a, b in zip(here.texts, reference.texts, strict=True))
     print(f"{same} of {len(here.texts)} chosen texts are those of the CPU")
     if args.json:
         device = torch.device("cpu" if args.device == "cpu" else "cuda")
@@ -99,8 +100,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m bench.engine_smoke", description=__doc__)
     result.formatter_class = argparse.RawDescriptionHelpFormatter
     result.add_argument("--device", default="cpu", help="cpu, cuda")
-    result.add_argument("--limit", type=int, default=12, help="number of problems")
-    result.add_argument("--n", type=int, default=8, help="completions of each")
+    result.add_argument("--limit", type=int, default=8, help="number of problems")
+    result.add_argument("--n", type=int, default=4, help="completions of each")
     result.add_argument("--json", type=Path, metavar="FILE", help="store the results")
     return result
 

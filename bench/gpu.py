@@ -192,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         runner = Runner(out, work, args.seconds)
         for part in before:
             if runner.run(part, ROOT).status not in ("ok", "skipped"):
+                print(f"{part.name} failed, so nothing else can run; see {out}/gpu.log")
                 break
         else:
             stage = work / "stage"

@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _PEERS = ("sdpa", "torch paged", "two-level", "cascade")
+_DEVICE = (
+    "import sys, torch; print(torch.__version__, torch.version.cuda); "
+    "sys.exit(0 if torch.cuda.is_available() else 'torch sees no CUDA device')"
+)
 _FLASHINFER_PEERS = ("fi cascade", "fi batch", "fi masked", "flash-attn")
 
 
@@ -90,7 +94,8 @@ def _installing(python: str, work: Path, root: Path) -> list[Part]:
     add = f"{shlex.join(pip)} {shlex.join([str(extras)])}/*.whl"
     has_some = f"ls {shlex.join([str(extras)])}/*.whl"
     return [
-        Part("gpu", 20, ["nvidia-smi"], needs=("nvidia-smi",)),
+        Part("device", 60, [python, "-c", _DEVICE]),
+        Part("driver", 20, ["nvidia-smi"], needs=("nvidia-smi",)),
         Part("install", 180, ["bash", "-c", script], check=["bash", "-n", "-c", script]),
         Part("extras", 60, ["bash", "-c", add], condition=["bash", "-c", has_some],
              check=["bash", "-n", "-c", add]),
@@ -121,7 +126,7 @@ def _sanitizer(tool: str, python: str, work: Path) -> Part:
     # Without torch's pool every tensor is an allocation whose bounds are checked.
     env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     needs = ("compute-sanitizer",)
-    return Part(tool, 60, command, needs, module=("bench.small", arguments), env=env)
+    return Part(tool, 75, command, needs, module=("bench.small", arguments), env=env)
 
 
 def _flashinfer_env(work: Path) -> dict[str, str]:

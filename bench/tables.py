@@ -26,6 +26,7 @@ def main() -> int:
     _fill("README.md", "tree_attention_cpu", summary)
     _fill("README.md", "generate_cpu", generate)
     _fill("docs/measured.md", "tree_attention_cpu", tree_attention)
+    _fill("docs/measured.md", "replay_cpu", replay)
     return 0
 
 
@@ -85,6 +86,28 @@ def tree_attention(document: dict[str, Any]) -> str:
     first = document["results"][0]
     heads = "/".join(map(str, first["heads"]))
     return f"{first['dtype']}, {heads} heads, {_where(document)}\n\n" + _markdown(head, rows)
+
+
+def replay(document: dict[str, Any]) -> str:
+    """Searches from prompt to end: attention, planning, and the peers on the same pages."""
+    rows, peers = [], sorted({p for r in document["results"] for p in r["peers"]})
+    for r in document["results"]:
+        low, mean, high = r["live"]
+        cells = [r["search"], f"{r['steps']:,}", f"{mean:.0f} ({low} to {high})"]
+        cells += [f"{r['unique_tokens']:,.0f}", f"{r['path_tokens']:,.0f}"]
+        cells += [f"{r['attention_s'] * 1e3:.2f}", f"{r['floor_s'] * 1e3:.2f}"]
+        cells += [f"{r[name] * 1e6:.0f}" for name in ("new_plan_s", "update_s", "plan_s_per_step")]
+        cells.append(", ".join(f"{100 * share:.1f} %" for share in r["plan_share"].values()))
+        ratios = [r["peers"].get(peer, {}).get("ratio") for peer in peers]
+        cells += ["" if ratio is None else f"{ratio:.1f}×" for ratio in ratios]
+        rows.append(cells)
+    head = ["search", "steps", "live", "unique", "path", "attention ms", "floor ms"]
+    head += ["new plan µs", "update µs", "planning µs a step"]
+    head += ["planning, 1 layer and " + max(document["results"][0]["plan_share"], key=int)]
+    first = document["results"][0]
+    heads = "/".join(map(str, first["heads"]))
+    where = _where(document)
+    return f"{first['dtype']}, {heads} heads, {where}\n\n" + _markdown([*head, *peers], rows)
 
 
 def generate(document: dict[str, Any]) -> str:

@@ -122,8 +122,11 @@ def build_masked(problem: Problem) -> Run:
     wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(
         _workspace(problem), "NHD", backend="fa2"
     )
-    mask = mask.to(problem.device)
+    # With a mask the plan reads the pointers on the device.
     ones = torch.ones(len(qo_indptr) - 1, dtype=torch.int32)
+    qo_indptr, kv_indptr, tokens, mask, ones = (
+        x.to(problem.device) for x in (qo_indptr, kv_indptr, tokens, mask, ones)
+    )
 
     def plan() -> None:
         wrapper.plan(

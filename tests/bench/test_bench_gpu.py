@@ -110,6 +110,18 @@ def test_dry_run_passes_and_finds_wrong_arguments(tmp_path: Path, capsys):
     assert "there is no no-such-program" in capsys.readouterr().out
 
 
+def test_without_a_device_nothing_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.setenv("OUT", str(tmp_path))
+    assert gpu.main([]) == 1
+    (outcome,) = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert (outcome["name"], outcome["status"]) == ("device", "failed")
+    assert "torch sees no CUDA device" in (tmp_path / "gpu.log").read_text()
+
+
 def test_a_given_wheel_is_tried_before_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WHEEL", "dist/a b.whl")
     before, _ = make_parts(tmp_path, tmp_path, tmp_path)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import replay
+from bench import replay, tables
 from bench.replay_run import Replay
 from bench.roofline import Roofline
 from bench.search import Search, forest_of
@@ -99,3 +99,5 @@ def test_command_replays_and_stores(tmp_path, capsys, monkeypatch):
     assert row["peers"]["sdpa"]["ratio"] > 0 and row["peers"]["cascade"]["samples"] == 3
     share = row["plan_s_per_step"] / (row["plan_s_per_step"] + 32 * row["attention_s"])
     assert row["plan_share"]["32"] == pytest.approx(share)
+    head, _, line = tables.replay(document).splitlines()[-3:]
+    assert head.count("|") == line.count("|") and "| keyword | 60 |" in line
