@@ -93,10 +93,11 @@ py::tuple cut(const ttc::PlanOptions& options, const py::object& block_tables, c
               const IntArray& q_lens) {
   std::vector<ttc::PlanRow> rows = make_rows(block_tables, kv_lens, q_lens, std::nullopt, {});
   for (size_t i = 0; i < rows.size(); ++i) ttc::prepare_row(rows[i], int64_t(i), options);
-  const ttc::Trie trie = ttc::build_trie(rows);
-  const ttc::Queries queries(trie, rows);
+  ttc::Scratch scratch;
+  const ttc::Trie trie = ttc::build_trie(rows, scratch.memory());
+  const ttc::Queries queries(trie, rows, scratch.memory());
   ttc::CutCosts costs{};
-  const auto rectangles = ttc::cut_by_cost(trie, queries.row_ptr, options, costs);
+  const auto rectangles = ttc::cut_by_cost(trie, queries.row_ptr, options, costs, scratch.memory());
   const auto matrix = [](const auto& rows_of_ints, int64_t columns) {
     IntArray out({py::ssize_t(rows_of_ints.size()), py::ssize_t(columns)});
     if (!rows_of_ints.empty()) std::memcpy(out.mutable_data(), rows_of_ints.data(), size_t(out.nbytes()));
@@ -110,15 +111,23 @@ ttc::PlanOptions make_options(int64_t page_size, int64_t num_q_heads, int64_t nu
                               int64_t element_bytes, int64_t window_left, bool deterministic, int64_t num_workers,
                               int64_t max_tile_rows, int64_t fixed_tile_rows, const py::dict& cost) {
   const auto number = [&](const char* name) { return cost[name].cast<double>(); };
-  ttc::PlanOptions o{page_size, num_q_heads, num_kv_heads, head_dim, element_bytes, window_left, deterministic,
-                     num_workers, {}, {}};
+  ttc::PlanOptions o{page_size,   num_q_heads,   num_kv_heads, head_dim, element_bytes,
+                     window_left, deterministic, num_workers,  {},       {}};
   ttc::check_options(o);
   const int64_t group = num_q_heads / num_kv_heads;
-  o.tiling = {group, std::max<int64_t>(1, (fixed_tile_rows ? fixed_tile_rows : max_tile_rows) / group),
-              int32_t(fixed_tile_rows)};
-  o.cost = {number("launch"), number("item"), number("token"), number("token_again"), number("row_token"),
-            number("partial"), number("bytes_per_ns"), number("flops_per_ns"), cost["overlap"].cast<bool>(),
-            cost["row_quantum"].cast<int32_t>(), cost["key_quantum"].cast<int32_t>()};
+  const int64_t tile_rows = fixed_tile_rows ? fixed_tile_rows : max_tile_rows;
+  o.tiling = {int32_t(group), int32_t(std::max<int64_t>(1, tile_rows / group)), int32_t(fixed_tile_rows)};
+  o.cost = {number("launch"),
+            number("item"),
+            number("token"),
+            number("token_again"),
+            number("row_token"),
+            number("partial"),
+            number("bytes_per_ns"),
+            number("flops_per_ns"),
+            cost["overlap"].cast<bool>(),
+            cost["row_quantum"].cast<int32_t>(),
+            cost["key_quantum"].cast<int32_t>()};
   return o;
 }
 
@@ -126,24 +135,26 @@ ttc::PlanOptions make_options(int64_t page_size, int64_t num_q_heads, int64_t nu
 
 void bind_planner(py::module_& m) {
   m.attr("DETERMINISTIC_CHUNK") = ttc::kDeterministicChunk;
-  m.def("is_int32_vectors",
-        [](const py::sequence& items) {
-          for (const py::handle x : items)
-            if (!is_int32_vector(x)) return false;
-          return true;
-        },
-        "Whether all items are contiguous int32 vectors.", py::arg("items"));
+  m.def(
+      "is_int32_vectors",
+      [](const py::sequence& items) {
+        for (const py::handle x : items)
+          if (!is_int32_vector(x)) return false;
+        return true;
+      },
+      "Whether all items are contiguous int32 vectors.", py::arg("items"));
   py::class_<ttc::PlanOptions>(m, "PlanOptions", "What all plans of one TreeAttentionPlan have in common.")
       .def(py::init(&make_options), py::kw_only(), py::arg("page_size"), py::arg("num_q_heads"),
            py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("element_bytes"), py::arg("window_left"),
            py::arg("deterministic"), py::arg("num_workers"), py::arg("max_tile_rows"), py::arg("fixed_tile_rows"),
            py::arg("cost"))
-      .def("item_cost",
-           [](const ttc::PlanOptions& o, int64_t queries, int64_t tokens, bool is_partial) {
-             return ttc::ItemCost(o.cost, o.tiling, queries)(tokens, is_partial);
-           },
-           "Modelled nanoseconds of a rectangle, one worker, one KV head.", py::arg("queries"), py::arg("tokens"),
-           py::arg("is_partial"));
+      .def(
+          "item_cost",
+          [](const ttc::PlanOptions& o, int32_t queries, int64_t tokens, bool is_partial) {
+            return ttc::ItemCost(o.cost, o.tiling, queries)(tokens, is_partial);
+          },
+          "Modelled nanoseconds of a rectangle, one worker, one KV head.", py::arg("queries"), py::arg("tokens"),
+          py::arg("is_partial"));
   m.def("plan", &plan,
         "Plans tree attention into allocate(rows, queries, ints, partials), an int32 array; returns (reserved "
         "lengths, stats). Arrays are checked for type and shape by ttc_kernels.plan_tree_attention.",

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "host/vector.h"
+
 namespace ttc {
 
 void check_options(const PlanOptions& o) {
@@ -43,20 +45,37 @@ void prepare_row(PlanRow& row, int64_t i, const PlanOptions& o) {
       refuse("draft_parents[", i, "][", j, "] must name an earlier token or -1, got ", row.draft_parents[j]);
 }
 
-int32_t check_pages(const Trie& trie, const std::vector<PlanRow>& rows) {
-  int32_t largest = -1;
+namespace {
+
+// The smallest and the largest of the pages of all nodes.
+TTC_CLONES void page_range(const Trie& trie, std::span<const PlanRow> rows, int32_t& smallest, int32_t& largest) {
+  Int4 low = {0, 0, 0, 0}, high = {-1, -1, -1, -1};
+  const auto take = [&](Int4 x) {
+    low = x < low ? x : low;
+    high = x > high ? x : high;
+  };
   for (const TrieNode& n : trie.nodes) {
-    const int32_t row = trie.order[n.row_begin];
-    const int32_t* pages = rows[row].pages;
-    int32_t signs = 0;
-    for (int32_t p = n.page_begin; p < n.page_end; ++p) {
-      signs |= pages[p];
-      largest = std::max(largest, pages[p]);
-    }
-    if (signs >= 0) continue;
-    const int32_t* bad = std::find_if(pages + n.page_begin, pages + n.page_end, [](int32_t p) { return p < 0; });
-    refuse("block_tables[", row, "][", bad - pages, "] must be a page id, got ", *bad);
+    const int32_t* page = rows[trie.order[n.row_begin]].pages + n.page_begin;
+    const int32_t count = n.page_end - n.page_begin;
+    for (int32_t i = 0; i + 4 <= count; i += 4) take(*reinterpret_cast<const Int4*>(page + i));
+    if (count >= 4)
+      take(*reinterpret_cast<const Int4*>(page + count - 4));  // some of them once more
+    else
+      for (int32_t i = 0; i < count; ++i) take(Int4{page[i], page[i], page[i], page[i]});
   }
+  smallest = std::min(std::min(low[0], low[1]), std::min(low[2], low[3]));
+  largest = std::max(std::max(high[0], high[1]), std::max(high[2], high[3]));
+}
+
+}  // namespace
+
+int32_t check_pages(const Trie& trie, std::span<const PlanRow> rows) {
+  int32_t smallest, largest;
+  page_range(trie, rows, smallest, largest);
+  if (smallest >= 0) return largest;
+  for (size_t i = 0; i < rows.size(); ++i)
+    for (int64_t p = 0; p < rows[i].num_pages; ++p)
+      if (rows[i].pages[p] < 0) refuse("block_tables[", i, "][", p, "] must be a page id, got ", rows[i].pages[p]);
   return largest;
 }
 

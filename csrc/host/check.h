@@ -1,6 +1,7 @@
 // What callers of the planner may have got wrong.
 #pragma once
 
+#include <span>
 #include <sstream>
 #include <stdexcept>
 
@@ -23,6 +24,6 @@ void check_options(const PlanOptions& options);
 void prepare_row(PlanRow& row, int64_t index, const PlanOptions& options);
 
 // Refuses negative page ids; returns the largest one, -1 if there is none.
-int32_t check_pages(const Trie& trie, const std::vector<PlanRow>& rows);
+int32_t check_pages(const Trie& trie, std::span<const PlanRow> rows);
 
 }  // namespace ttc

@@ -4,11 +4,14 @@
 #include <array>
 #include <limits>
 
+#include "host/vector.h"
+
 namespace ttc {
 
-std::vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options) {
+Vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options, std::pmr::memory_resource* memory) {
   const int64_t page = options.page_size, chunk = kDeterministicChunk;
-  std::vector<Rectangle> out;
+  Vector<Rectangle> out(memory);
+  out.reserve(2 * trie.nodes.size());
   const auto add = [&](const TrieNode& n, int64_t begin, int64_t end) {
     out.push_back({n.row_begin, n.row_end, int32_t(begin), int32_t(end)});
   };
@@ -24,66 +27,109 @@ std::vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& op
 
 namespace {
 
-// Sums per ancestor that an open rectangle may begin at: slot a % kMaxSpan belongs to depth a.
+// One number per ancestor that an open rectangle may begin at; the one at depth a has slot a % kMaxSpan.
 using PerBegin = std::array<double, kMaxSpan>;
+constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr uint32_t slot(int32_t depth) { return uint32_t(depth) % kMaxSpan; }
+
+// The costs of rectangles that end at `end` with a node's keys, for each of the positions where they may
+// begin. Part of a row's path is a partial; `whole_fixed` is for one that begins at 0.
+TTC_CLONES void close_costs(const ItemCost& cost, int32_t end, double whole_fixed, double below, const int32_t* begin,
+                            int32_t count, double* out) {
+  const double fixed = cost.fixed + cost.partial, per_token = cost.per_token, per_key = cost.per_key;
+  const auto quantum = int32_t(cost.key_quantum);
+  const bool overlap = cost.overlap;
+  for (int32_t i = 0; i < count; ++i) {
+    const int32_t tokens = end - begin[i];
+    const double read = per_token * tokens, multiply = per_key * ((tokens + quantum - 1) & -quantum);
+    const double sum = read + multiply, larger = read > multiply ? read : multiply;
+    const double work = (overlap ? larger : sum) + (begin[i] == 0 ? whole_fixed : fixed);
+    out[i] = below + (tokens == 0 ? 0 : work);
+  }
+}
 
 // best(v, a): the least cost of the subtree of v if the open rectangle begins with v's ancestor at depth
 // a. Nodes are visited children first; of each depth at most one node is unfinished at a time, so the
 // sums over children are kept per depth.
 class CutByCost {
  public:
-  CutByCost(const Trie& trie, const std::vector<int32_t>& query_ptr, const PlanOptions& options)
-      : nodes_(trie.nodes), query_ptr_(query_ptr), o_(options) {
+  CutByCost(const Trie& trie, const Vector<int32_t>& query_ptr, const PlanOptions& options,
+            std::pmr::memory_resource* memory)
+      : nodes_(trie.nodes),
+        query_ptr_(query_ptr),
+        o_(options),
+        memory_(memory),
+        levels_(memory),
+        path_(memory),
+        begin_(memory),
+        close_(nodes_.size(), memory) {
     int32_t deepest = 0;
     for (const TrieNode& n : nodes_) deepest = std::max(deepest, n.depth);
     levels_.resize(deepest + 2);
     path_.assign(deepest + 1, -1);
-    close_.resize(nodes_.size());
+    begin_.resize(deepest + 1);
   }
 
-  CutCosts solve() {
+  TTC_CLONES CutCosts solve() {
     CutCosts costs{};
+    ItemCost cost;
+    int32_t last_queries = -1;
     for (auto v = int32_t(nodes_.size()) - 1; v >= 0; --v) {
       const TrieNode& n = nodes_[v];
-      for (int32_t a = n.depth, up = v; a >= 0 && path_[a] != up; --a, up = nodes_[up].parent) path_[a] = up;
+      follow(v);
+      const int32_t queries = query_ptr_[n.row_end] - query_ptr_[n.row_begin];
+      if (queries != last_queries) cost = ItemCost(o_.cost, o_.tiling, queries);
+      last_queries = queries;
       Level &here = levels_[n.depth + 1], &above = levels_[n.depth];
-      const ItemCost cost(o_.cost, o_.tiling, query_ptr_[n.row_end] - query_ptr_[n.row_begin]);
-      const int64_t end = position(n.page_end);
-      const bool leaf = n.is_leaf(), keys_below = here.has_keys;
-      const int32_t top = std::max(0, n.depth - kMaxSpan + 1);
-      uint32_t close = 0;
-      double best = 0;
-      for (int32_t a = top; a <= n.depth; ++a) {
-        const int64_t begin = position(nodes_[path_[a]].page_begin);
-        best = cost(end - begin, begin > 0 || keys_below) + here.closed;
-        const bool may_carry = !leaf && a > n.depth + 1 - kMaxSpan;
-        if (may_carry && here.carried[a % kMaxSpan] < best)
-          best = here.carried[a % kMaxSpan];
-        else
-          close |= 1u << (a % kMaxSpan);
-        above.carried[a % kMaxSpan] += best;
+      const auto end = int32_t(position(n.page_end)), own = int32_t(position(n.page_begin));
+      const bool keys_below = here.has_keys;
+      // A rectangle open from further up than `first` would span too many nodes.
+      const int32_t first = std::max(0, n.depth + 1 - kMaxSpan), count = n.depth + 1 - first;
+      double closed[kMaxSpan];
+      close_costs(cost, end, cost.fixed + (keys_below ? cost.partial : 0), here.closed, begin_.data() + first, count,
+                  closed);
+      double best = closed[count - 1];
+      if (n.is_leaf()) {
+        close_[v] = ~0u;
+        costs.unshared += cost(end, false);
+        if (first == 0) {
+          for (int32_t i = 0; i < count; ++i) above.carried[i] += closed[i];
+        } else {
+          for (int32_t i = 0; i < count; ++i) above.carried[slot(first + i)] += closed[i];
+        }
+      } else {
+        uint32_t close = 0;
+        for (int32_t i = 0; i < count; ++i) {
+          const uint32_t s = slot(first + i);
+          const double carried = i == 0 && count == kMaxSpan ? kNever : here.carried[s];
+          close |= uint32_t(closed[i] <= carried) << s;
+          best = std::min(closed[i], carried);
+          above.carried[s] += best;
+        }
+        close_[v] = close;
+        here.closed = 0;
+        here.has_keys = false;
+        for (int32_t i = 0; i <= count; ++i) here.carried[slot(first + i)] = 0;
       }
-      above.closed += best;  // the last one began with this node itself
-      above.has_keys |= keys_below || n.page_end > n.page_begin;
-      costs.per_node += cost(end - position(n.page_begin), n.page_begin > 0 || keys_below);
-      if (leaf) costs.unshared += cost(end, false);
-      close_[v] = close;
-      if (!leaf) here = Level{};
+      above.closed += best;
+      above.has_keys |= keys_below || end > own;
+      costs.per_node += cost(end - own, own > 0 || keys_below);
     }
     costs.best = levels_[0].closed;
     return costs;
   }
 
-  std::vector<Rectangle> rectangles() {
-    std::vector<Rectangle> out;
-    std::vector<int32_t> first(nodes_.size());  // depth at which the open rectangle begins
+  Vector<Rectangle> rectangles() {
+    Vector<Rectangle> out(memory_);
+    out.reserve(nodes_.size());
+    Vector<int32_t> first(nodes_.size(), memory_);  // depth at which the open rectangle begins
     for (size_t v = 0; v < nodes_.size(); ++v) {
       const TrieNode& n = nodes_[v];
       path_[n.depth] = int32_t(v);
-      const bool carries = n.parent >= 0 && !closed(n.parent, first[n.parent]);
+      const bool carries = n.parent >= 0 && !closes(n.parent, first[n.parent]);
       first[v] = carries ? first[n.parent] : n.depth;
       const int64_t begin = position(nodes_[path_[first[v]]].page_begin), end = position(n.page_end);
-      if (closed(int32_t(v), first[v]) && end > begin)
+      if (closes(int32_t(v), first[v]) && end > begin)
         out.push_back({n.row_begin, n.row_end, int32_t(begin), int32_t(end)});
     }
     return out;
@@ -91,118 +137,38 @@ class CutByCost {
 
  private:
   int64_t position(int64_t page) const { return page * o_.page_size; }
-  bool closed(int32_t v, int32_t a) const { return close_[v] >> (a % kMaxSpan) & 1; }
+  bool closes(int32_t v, int32_t depth) const { return close_[v] >> slot(depth) & 1; }
+
+  // Makes path_ and begin_ those of v. Most of them are the last node's.
+  void follow(int32_t v) {
+    for (int32_t a = nodes_[v].depth, up = v; a >= 0 && path_[a] != up; --a, up = nodes_[up].parent) {
+      path_[a] = up;
+      begin_[a] = int32_t(position(nodes_[up].page_begin));
+    }
+  }
 
   struct Level {
     double closed = 0;      // sum over children that begin a rectangle of their own
     PerBegin carried = {};  // sum over children that carry an open one on
     bool has_keys = false;  // some child has pages
   };
-  const std::vector<TrieNode>& nodes_;
-  const std::vector<int32_t>& query_ptr_;
+  const Vector<TrieNode>& nodes_;
+  const Vector<int32_t>& query_ptr_;
   const PlanOptions& o_;
-  std::vector<Level> levels_;    // [d + 1]: children of the unfinished node at depth d
-  std::vector<int32_t> path_;    // by depth: the ancestors of the node at hand
-  std::vector<uint32_t> close_;  // by node, a bit per beginning
+  std::pmr::memory_resource* const memory_;
+  Vector<Level> levels_;    // [d + 1]: children of the unfinished node at depth d
+  Vector<int32_t> path_;    // by depth: the ancestors of the node at hand
+  Vector<int32_t> begin_;   // ... and their first keys
+  Vector<uint32_t> close_;  // by node: a bit per slot
 };
 
 }  // namespace
 
-std::vector<Rectangle> cut_by_cost(const Trie& trie, const std::vector<int32_t>& query_ptr, const PlanOptions& options,
-                                   CutCosts& costs) {
-  CutByCost cut(trie, query_ptr, options);
+Vector<Rectangle> cut_by_cost(const Trie& trie, const Vector<int32_t>& query_ptr, const PlanOptions& options,
+                              CutCosts& costs, std::pmr::memory_resource* memory) {
+  CutByCost cut(trie, query_ptr, options, memory);
   costs = cut.solve();
   return cut.rectangles();
-}
-
-namespace {
-
-// A group of equal work units: one for each tile of a rectangle and KV head.
-struct Units {
-  double cost;
-  double count;
-};
-
-// Lower bound of the time in which `workers` finish the units, and what a longest-first order comes
-// close to: of the m most expensive units, some worker gets at least m / workers, rounded up.
-double makespan(std::vector<Units>& units, double workers) {
-  std::sort(units.begin(), units.end(), [](const Units& a, const Units& b) { return a.cost > b.cost; });
-  double bound = 0, total = 0, count = 0;
-  for (const Units& u : units) {
-    total += u.cost * u.count;
-    count += u.count;
-    bound = std::max(bound, double(int64_t((count - 1) / workers) + 1) * u.cost);
-  }
-  return std::max(bound, total / workers);
-}
-
-}  // namespace
-
-void split_long(std::vector<Rectangle>& rectangles, const std::vector<int32_t>& query_ptr, const PlanOptions& options) {
-  constexpr int64_t kAlign = 128, kManyUnits = 8;
-  const auto workers = double(options.num_workers), heads = double(options.num_kv_heads);
-  struct Part {
-    ItemCost cost;
-    double tiles, whole;
-    int64_t tokens;
-    bool is_partial;
-  };
-  std::vector<Part> parts;
-  parts.reserve(rectangles.size());
-  double total = 0, longest = 0;
-  for (const Rectangle& r : rectangles) {
-    const int64_t queries = query_ptr[r.row_end] - query_ptr[r.row_begin];
-    const int64_t tiles = (queries + options.tiling.tile_queries - 1) / options.tiling.tile_queries;
-    Part p{ItemCost(options.cost, options.tiling, queries), double(tiles), 0, r.k_end - r.k_begin, r.k_begin > 0};
-    p.whole = p.cost(p.tokens, p.is_partial) / p.tiles;
-    total += p.whole * p.tiles;
-    longest = std::max(longest, p.whole);
-    parts.push_back(p);
-  }
-  const double share = total * heads / workers;  // what each worker would do at best
-  if (longest * kManyUnits <= share) return;
-
-  // Tries limits on a unit's cost. Only units that some limit touches, or nearly so, can matter to the
-  // bound; the others fill the gaps.
-  const auto pieces_of = [&](const Part& p, double limit) {
-    const auto wanted = int64_t(p.whole / limit) + 1;
-    const int64_t length = ((p.tokens + wanted - 1) / wanted + kAlign - 1) / kAlign * kAlign;
-    return std::max<int64_t>(1, (p.tokens + length - 1) / length);
-  };
-  double best_time = 0, best_limit = std::numeric_limits<double>::infinity();
-  std::vector<Units> units;
-  for (const double limit : {std::numeric_limits<double>::infinity(), share, share / 2, share / 4, share / kManyUnits}) {
-    units.clear();
-    double small = 0;
-    for (const Part& p : parts) {
-      if (p.whole * kManyUnits <= share) {
-        small += p.whole * p.tiles * heads;
-        continue;
-      }
-      const int64_t pieces = pieces_of(p, limit);
-      const double piece = p.cost((p.tokens + pieces - 1) / pieces, p.is_partial || pieces > 1) / p.tiles;
-      units.push_back({piece, double(pieces) * p.tiles * heads});
-    }
-    double sum = small;
-    for (const Units& u : units) sum += u.cost * u.count;
-    const double time = std::max(makespan(units, workers), sum / workers);
-    if (best_time == 0 || time < 0.98 * best_time) best_time = time, best_limit = limit;
-  }
-  if (best_limit == std::numeric_limits<double>::infinity()) return;
-  std::vector<Rectangle> out;
-  for (size_t i = 0; i < rectangles.size(); ++i) {
-    const Rectangle& r = rectangles[i];
-    const bool is_small = parts[i].whole * kManyUnits <= share;
-    const int64_t pieces = is_small ? 1 : pieces_of(parts[i], best_limit);
-    const int64_t length = ((parts[i].tokens + pieces - 1) / pieces + kAlign - 1) / kAlign * kAlign;
-    if (pieces == 1) {
-      out.push_back(r);
-      continue;
-    }
-    for (int64_t k = r.k_begin; k < r.k_end; k += length)
-      out.push_back({r.row_begin, r.row_end, int32_t(k), int32_t(std::min<int64_t>(k + length, r.k_end))});
-  }
-  rectangles = std::move(out);
 }
 
 }  // namespace ttc

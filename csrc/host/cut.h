@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "host/planner.h"
 #include "host/trie.h"
@@ -19,7 +18,7 @@ struct Rectangle {
 // depth-first row i.
 
 // Cuts at multiples of kDeterministicChunk and nowhere else.
-std::vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options);
+Vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options, std::pmr::memory_resource* memory);
 
 // Modelled time of one worker, per KV head, in nanoseconds.
 struct CutCosts {
@@ -31,10 +30,11 @@ struct CutCosts {
 // The cheapest cut. A node's keys are either a rectangle of their own, together with keys that nodes
 // above left open, or are left open for each child to read. A rectangle spans at most kMaxSpan nodes.
 constexpr int32_t kMaxSpan = 32;
-std::vector<Rectangle> cut_by_cost(const Trie& trie, const std::vector<int32_t>& query_ptr, const PlanOptions& options,
-                                   CutCosts& costs);
+Vector<Rectangle> cut_by_cost(const Trie& trie, const Vector<int32_t>& query_ptr, const PlanOptions& options,
+                              CutCosts& costs, std::pmr::memory_resource* memory);
 
 // Cuts rectangles along the keys where some worker would otherwise be left with too large a piece.
-void split_long(std::vector<Rectangle>& rectangles, const std::vector<int32_t>& query_ptr, const PlanOptions& options);
+void split_long(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr, const PlanOptions& options,
+                std::pmr::memory_resource* memory);
 
 }  // namespace ttc

@@ -6,13 +6,24 @@
 
 namespace ttc {
 
-Items::Items(const Trie& trie, const std::vector<PlanRow>& rows, const Queries& queries, const PlanOptions& options)
-    : trie_(trie), rows_(rows), queries_(queries), o_(options), items_over_(queries.count + 1), slots_of_(queries.count) {}
+Items::Items(const Trie& trie, std::span<const PlanRow> rows, const Queries& queries, const PlanOptions& options,
+             std::pmr::memory_resource* memory)
+    : trie_(trie),
+      rows_(rows),
+      queries_(queries),
+      o_(options),
+      page_runs_(memory),
+      runs_(memory),
+      items_over_(queries.count + 1, memory),
+      slots_of_(queries.count, memory),
+      items_(memory),
+      costs_(memory),
+      ranked_(memory) {}
 
-void Items::add(const std::vector<Rectangle>& rectangles) {
+void Items::add(const Vector<Rectangle>& rectangles) {
   page_runs_.reserve(rectangles.size());
   runs_.reserve(rectangles.size());
-  const int64_t page = o_.page_size;
+  const auto page = int32_t(o_.page_size);
   for (Rectangle r : rectangles) {
     // Keys end where every row does, now and after updates.
     int32_t longest = 0, reserved = 0;
@@ -23,12 +34,12 @@ void Items::add(const std::vector<Rectangle>& rectangles) {
     }
     r.k_end = std::max(longest, reserved);
     const int32_t tokens = std::max(0, longest - r.k_begin);
-    const auto first = int32_t(r.k_begin / page);
+    const int32_t first = r.k_begin / page;
     const auto offset = int32_t(num_pages);
     const auto before = runs_.size();
     add_runs(r, offset, tokens);
     if (runs_.size() == before) continue;
-    const auto count = int32_t((r.k_end - 1) / page) - first + 1;
+    const int32_t count = (r.k_end - 1) / page - first + 1;
     page_runs_.push_back({trie_.order[r.row_begin], first, count});
     num_pages += count;
     covered_tokens_ += tokens;
@@ -57,7 +68,8 @@ void Items::add_runs(const Rectangle& r, int32_t page_offset, int32_t tokens) {
 
 void Items::finish() {
   for (int64_t q = 0, sum = 0; q <= queries_.count; ++q) items_over_[q] = int32_t(sum += items_over_[q]);
-  items_.reserve(runs_.size());
+  items_.reserve(runs_.size() + runs_.size() / 4);
+  costs_.reserve(items_.capacity());
   for (const Run& run : runs_) {
     if (!o_.deterministic) {
       add_tiles(run);
@@ -99,7 +111,8 @@ void Items::add_tiles(const Run& run) {
       item.k_end = int32_t(std::min<int64_t>(item.k_end, last_reserved));
       tokens = int32_t(std::clamp<int64_t>(last - item.k_begin, 0, tokens));
     }
-    for (int32_t i = q; i < q + count && !queries_.draft.empty(); ++i) item.has_draft |= queries_.draft[i].row_begin >= 0;
+    for (int32_t i = q; i < q + count && !queries_.draft.empty(); ++i)
+      item.has_draft |= queries_.draft[i].row_begin >= 0;
     if (costs_.empty() || items_.back().q_count != count) cost_ = ItemCost(o_.cost, o_.tiling, count);
     items_.push_back(item);
     costs_.push_back(float(cost_(tokens, false)));
@@ -114,7 +127,7 @@ void Items::rank_items() {
   int32_t top = 0;
   for (const float c : costs_) top = std::max(top, key(c));
   const auto bucket = [&](float c) { return std::min(top - key(c), kBuckets - 1); };
-  std::vector<int32_t> start(kBuckets + 1);
+  Vector<int32_t> start(kBuckets + 1, costs_.get_allocator());
   for (const float c : costs_) ++start[bucket(c) + 1];
   for (int32_t b = 0; b < kBuckets; ++b) start[b + 1] += start[b];
   ranked_.resize(items_.size());
@@ -134,7 +147,7 @@ void Items::write_pages(int32_t* out) const {
 
 void Items::write_merges(int32_t* query, int32_t* ptr, int32_t* slot) const {
   // A query in no item sees nothing: an empty list writes its empty state.
-  std::vector<int32_t> next(queries_.count);
+  Vector<int32_t> next(queries_.count, slots_of_.get_allocator());
   int32_t at = 0;
   for (int64_t q = 0; q < queries_.count; ++q) {
     next[q] = at;

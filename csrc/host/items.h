@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <utility>
-#include <vector>
 
 #include "host/cut.h"
 #include "host/queries.h"
@@ -17,10 +16,11 @@ struct PageRun {
 
 class Items {
  public:
-  Items(const Trie& trie, const std::vector<PlanRow>& rows, const Queries& queries, const PlanOptions& options);
+  Items(const Trie& trie, std::span<const PlanRow> rows, const Queries& queries, const PlanOptions& options,
+        std::pmr::memory_resource* memory);
 
   // Takes the rectangles in path order.
-  void add(const std::vector<Rectangle>& rectangles);
+  void add(const Vector<Rectangle>& rectangles);
   // Cuts the runs into items and assigns slots.
   void finish();
 
@@ -44,16 +44,16 @@ class Items {
   void rank_items();
 
   const Trie& trie_;
-  const std::vector<PlanRow>& rows_;
+  std::span<const PlanRow> rows_;
   const Queries& queries_;
   const PlanOptions& o_;
-  std::vector<PageRun> page_runs_;
-  std::vector<Run> runs_;
-  std::vector<int32_t> items_over_;  // by query
-  std::vector<int32_t> slots_of_;    // by query
-  std::vector<WorkItem> items_;      // in path order
-  std::vector<float> costs_;         // of the items, per KV head and without partials
-  std::vector<int32_t> ranked_;      // items, most expensive first
+  Vector<PageRun> page_runs_;
+  Vector<Run> runs_;
+  Vector<int32_t> items_over_;  // by query
+  Vector<int32_t> slots_of_;    // by query
+  Vector<WorkItem> items_;      // in path order
+  Vector<float> costs_;         // of the items, per KV head and without partials
+  Vector<int32_t> ranked_;      // items, most expensive first
   ItemCost cost_{};                  // of the last item's number of queries
   int64_t covered_tokens_ = 0, read_tokens_ = 0;
 };

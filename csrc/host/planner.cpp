@@ -17,7 +17,7 @@ namespace ttc {
 namespace {
 
 // Keys left of every window are in no rectangle. Deterministic plans keep their chunks whole.
-void trim_to_window(std::vector<Rectangle>& rectangles, const Queries& queries, const std::vector<PlanRow>& rows,
+void trim_to_window(Vector<Rectangle>& rectangles, const Queries& queries, std::span<const PlanRow> rows,
                     const PlanOptions& o) {
   if (o.window_left < 0 || o.deterministic) return;
   constexpr int64_t kAlign = 128;
@@ -30,11 +30,11 @@ void trim_to_window(std::vector<Rectangle>& rectangles, const Queries& queries, 
   });
 }
 
-void count_tokens(const Trie& trie, const std::vector<PlanRow>& rows, const Queries& queries, const PlanOptions& o,
-                  PlanStats& s) {
+void count_tokens(const Trie& trie, std::span<const PlanRow> rows, const Queries& queries, const PlanOptions& o,
+                  PlanStats& s, std::pmr::memory_resource* memory) {
   for (const int32_t r : trie.order) s.path_kv_tokens += rows[r].kv_len;
   // The longest row below each node, children first.
-  std::vector<int64_t> longest(trie.nodes.size());
+  Vector<int64_t> longest(trie.nodes.size(), memory);
   for (int64_t v = int64_t(trie.nodes.size()) - 1; v >= 0; --v) {
     const TrieNode& n = trie.nodes[v];
     if (n.is_leaf()) longest[v] = rows[trie.order[n.row_begin]].kv_len;
@@ -59,18 +59,20 @@ std::string decision(const PlanStats& s, const CutCosts& costs, const PlanOption
   char text[256];
   const auto us = [&](double ns) { return ns * double(o.num_kv_heads) / double(o.num_workers) / 1e3; };
   if (o.deterministic)
-    std::snprintf(text, sizeof text, "cut at fixed positions: %lld rectangles over %lld nodes, each key read %.2f times instead of %.2f",
+    std::snprintf(text, sizeof text,
+                  "cut at fixed positions: %lld rectangles over %lld nodes, each key read %.2f times instead of %.2f",
                   static_cast<long long>(s.rectangles), static_cast<long long>(s.trie_nodes), times, path_times);
   else if (costs.best >= costs.unshared)
     std::snprintf(text, sizeof text,
-                  "declines to share: one rectangle a row is modelled at %.1f us, one a node at %.1f us; each key read %.2f times",
+                  "declines to share: one rectangle a row is modelled at %.1f us, one a node at %.1f us; each key read "
+                  "%.2f times",
                   us(costs.unshared), us(costs.per_node), times);
   else
     std::snprintf(text, sizeof text,
                   "cut by cost: %lld rectangles over %lld nodes, each key read %.2f times instead of %.2f; "
                   "modelled at %.1f us, one a node at %.1f, unshared at %.1f",
-                  static_cast<long long>(s.rectangles), static_cast<long long>(s.trie_nodes), times, path_times, us(costs.best),
-                  us(costs.per_node), us(costs.unshared));
+                  static_cast<long long>(s.rectangles), static_cast<long long>(s.trie_nodes), times, path_times,
+                  us(costs.best), us(costs.per_node), us(costs.unshared));
   return text;
 }
 
@@ -112,7 +114,7 @@ PlanHeader lay_out(int64_t num_rows, const Queries& queries, const Items& items,
   return h;
 }
 
-void write(int32_t* out, const PlanHeader& h, const std::vector<PlanRow>& rows, const Queries& queries,
+void write(int32_t* out, const PlanHeader& h, std::span<const PlanRow> rows, const Queries& queries,
            const Items& items) {
   std::memcpy(out, &h, sizeof h);
   for (size_t i = 0; i < rows.size(); ++i) out[kHeaderInts + i] = int32_t(rows[i].kv_len);
@@ -124,46 +126,51 @@ void write(int32_t* out, const PlanHeader& h, const std::vector<PlanRow>& rows, 
   std::copy(queries.draft.begin(), queries.draft.end(), reinterpret_cast<DraftNode*>(out + h.draft));
   items.write_merges(out + h.merge_query, out + h.merge_ptr, out + h.merge_slot);
   // What lies between the sections is zero, so that equal plans are equal buffers.
-  for (const int64_t end : {kHeaderInts + h.num_rows, h.items + 8 * h.num_items, h.pages + h.num_pages,
-                            h.q_token + h.num_queries, h.q_row + h.num_queries, h.q_back + h.num_queries,
-                            h.merge_query + h.num_merges, h.merge_ptr + h.num_merges + 1,
-                            h.merge_slot + h.num_merge_slots})
+  for (const int64_t end :
+       {kHeaderInts + h.num_rows, h.items + 8 * h.num_items, h.pages + h.num_pages, h.q_token + h.num_queries,
+        h.q_row + h.num_queries, h.q_back + h.num_queries, h.merge_query + h.num_merges, h.merge_ptr + h.num_merges + 1,
+        h.merge_slot + h.num_merge_slots})
     std::fill(out + end, out + (end + 7) / 8 * 8, 0);
 }
 
 }  // namespace
 
-PlanStats make_plan(std::vector<PlanRow>& rows, const PlanOptions& options, const AllocatePlan& allocate) {
+PlanStats make_plan(std::span<PlanRow> rows, const PlanOptions& options, const AllocatePlan& allocate) {
+  Scratch scratch;
+  std::pmr::memory_resource* const memory = scratch.memory();
   int64_t num_queries = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     prepare_row(rows[i], int64_t(i), options);
     num_queries += rows[i].q_len;
   }
-  if (num_queries > std::numeric_limits<int32_t>::max() / 8) refuse("q_lens must sum to less than 2^28, got ", num_queries);
-  const Trie trie = build_trie(rows);
+  if (num_queries > std::numeric_limits<int32_t>::max() / 8)
+    refuse("q_lens must sum to less than 2^28, got ", num_queries);
+  const Trie trie = build_trie(rows, memory);
   const int32_t max_page = check_pages(trie, rows);
-  const Queries queries(trie, rows);
+  const Queries queries(trie, rows, memory);
   PlanStats stats;
   CutCosts costs{};
-  std::vector<Rectangle> rectangles = options.deterministic
-                                          ? cut_deterministic(trie, options)
-                                          : cut_by_cost(trie, queries.row_ptr, options, costs);
+  Vector<Rectangle> rectangles = options.deterministic ? cut_deterministic(trie, options, memory)
+                                                       : cut_by_cost(trie, queries.row_ptr, options, costs, memory);
   stats.trie_nodes = int64_t(trie.nodes.size());
   stats.rectangles = int64_t(rectangles.size());
   trim_to_window(rectangles, queries, rows, options);
-  if (!options.deterministic) split_long(rectangles, queries.row_ptr, options);
-  Items items(trie, rows, queries, options);
+  if (!options.deterministic) split_long(rectangles, queries.row_ptr, options, memory);
+  Items items(trie, rows, queries, options, memory);
   items.add(rectangles);
   items.finish();
   items.describe(stats);
-  count_tokens(trie, rows, queries, options, stats);
-  const auto unique_bytes = double(stats.unique_kv_tokens * 2 * options.num_kv_heads * options.head_dim * options.element_bytes);
-  stats.floor_us = std::max(unique_bytes / options.cost.bytes_per_ns, double(stats.flops) / options.cost.flops_per_ns) / 1e3;
+  count_tokens(trie, rows, queries, options, stats, memory);
+  const auto unique_bytes =
+      double(stats.unique_kv_tokens * 2 * options.num_kv_heads * options.head_dim * options.element_bytes);
+  stats.floor_us =
+      std::max(unique_bytes / options.cost.bytes_per_ns, double(stats.flops) / options.cost.flops_per_ns) / 1e3;
   stats.cut_us = costs.best / 1e3;
   stats.decision = decision(stats, costs, options);
   PlanHeader header = lay_out(int64_t(rows.size()), queries, items, options);
   header.max_page = max_page;
-  write(allocate({int64_t(rows.size()), queries.count, header.total_ints, items.num_partials}), header, rows, queries, items);
+  write(allocate({int64_t(rows.size()), queries.count, header.total_ints, items.num_partials}), header, rows, queries,
+        items);
   return stats;
 }
 

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
-#include <vector>
 
 #include "host/cost.h"
 
@@ -52,6 +52,6 @@ constexpr int64_t kDeterministicChunk = 256;
 // reserve. Throws std::invalid_argument with the row and the value for anything inconsistent, before
 // `allocate` is called.
 using AllocatePlan = std::function<int32_t*(const PlanSize&)>;
-PlanStats make_plan(std::vector<PlanRow>& rows, const PlanOptions& options, const AllocatePlan& allocate);
+PlanStats make_plan(std::span<PlanRow> rows, const PlanOptions& options, const AllocatePlan& allocate);
 
 }  // namespace ttc

@@ -22,8 +22,9 @@ void encode_draft(const int32_t* parent, int64_t n, int32_t row_begin, DraftNode
 
 }  // namespace
 
-Queries::Queries(const Trie& trie, const std::vector<PlanRow>& rows) {
-  std::vector<int32_t> first_token(rows.size());
+Queries::Queries(const Trie& trie, std::span<const PlanRow> rows, std::pmr::memory_resource* memory)
+    : row_ptr(memory), token(memory), row(memory), back(memory), draft(memory) {
+  Vector<int32_t> first_token(rows.size(), memory);
   bool has_draft = false;
   for (size_t i = 0; i < rows.size(); ++i) {
     first_token[i] = int32_t(count);

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <span>
 
 #include "common/plan_layout.h"
 #include "host/planner.h"
@@ -12,13 +12,13 @@ namespace ttc {
 
 // Planned queries: those of the trie's rows in its order, then those of rows without any page.
 struct Queries {
-  std::vector<int32_t> row_ptr;  // first planned query of each depth-first row, and the end of the last
-  std::vector<int32_t> token, row, back;  // as in plan_layout.h
-  std::vector<DraftNode> draft;           // empty if no row has a draft tree
+  Vector<int32_t> row_ptr;  // first planned query of each depth-first row, and the end of the last
+  Vector<int32_t> token, row, back;  // as in plan_layout.h
+  Vector<DraftNode> draft;           // empty if no row has a draft tree
   int64_t count = 0;                      // of all rows
   bool one_each = true;                   // every row has exactly one
 
-  Queries(const Trie& trie, const std::vector<PlanRow>& rows);
+  Queries(const Trie& trie, std::span<const PlanRow> rows, std::pmr::memory_resource* memory);
 
   // Whether a query may see a key of [k_begin, k_end) now or after any plan.update().
   bool sees(int64_t q, const PlanRow& row, int64_t k_begin, int64_t k_end, int64_t window_left) const {

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <span>
+
+#include "host/scratch.h"
 
 namespace ttc {
 
@@ -24,11 +26,11 @@ struct TrieNode {
 };
 
 struct Trie {
-  std::vector<int32_t> order;   // depth-first position -> index into rows
-  std::vector<TrieNode> nodes;  // preorder; every row ends in a leaf of its own, maybe without pages
+  Vector<int32_t> order;   // depth-first position -> index into rows
+  Vector<TrieNode> nodes;  // preorder; every row ends in a leaf of its own, maybe without pages
 };
 
 // Rows without pages or queries are left out. Takes time linear in the table entries.
-Trie build_trie(const std::vector<PlanRow>& rows);
+Trie build_trie(std::span<const PlanRow> rows, std::pmr::memory_resource* memory);
 
 }  // namespace ttc

@@ -197,6 +197,7 @@ GOOD = {"block_tables": [[0, 1], [0, 2]], "kv_lens": [20, 24], "q_lens": [1, 2]}
         ({"kv_dtype": torch.float16}, TypeError, "kv_dtype must be torch.float32, as q"),
         ({"reserved_lens": [20]}, ValueError, r"reserved_lens must be int32 \[2\], got \[1\]"),
         ({"reserved_lens": [20, 23]}, ValueError, r"reserved_lens\[1\] must be at least kv_lens"),
+        ({"reserved_lens": [-1, 24]}, ValueError, r"reserved_lens\[0\] must be .* 20, got -1"),
         (
             {"reserved_lens": [33, 24]},
             ValueError,
