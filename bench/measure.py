@@ -65,7 +65,10 @@ class PeerResult:
 
 @dataclass
 class TreeResult:
-    """All figures of one workload. Seconds throughout; `skipped` says why there are none."""
+    """All figures of one workload. Seconds throughout; `skipped` says why there are none.
+
+    `bytes_ratio` is the K and V that the plan reads over the unique K and V of the forest.
+    """
 
     index: int
     suite: str
@@ -82,6 +85,7 @@ class TreeResult:
     modes: dict[str, Timing] = field(default_factory=dict)
     plan_s: float | None = None
     model_s: float | None = None
+    bytes_ratio: float | None = None
     roofline_fraction: float | None = None
     plan_stats: dict[str, object] = field(default_factory=dict)
     peers: dict[str, PeerResult] = field(default_factory=dict)
@@ -100,8 +104,9 @@ def measure(
     A contender that disagrees with the definition is marked wrong and not timed.
     """
     itemsize = settings.dtype.itemsize
+    unique_bytes = 2 * forest.unique_tokens * result.heads[1] * settings.head_dim * itemsize
     # Twice: the unique tokens, which some peers read as they are, and our pages.
-    own_bytes = 2 * 2 * forest.unique_tokens * result.heads[1] * settings.head_dim * itemsize
+    own_bytes = 2 * unique_bytes
     free_bytes = int(_MEMORY_SHARE * machine.available_bytes(settings.device)) - own_bytes
     if free_bytes < 0:
         result.skipped = f"needs {own_bytes / 2**30:.0f} GiB"
@@ -121,6 +126,7 @@ def measure(
     result.plan_s, result.plan_stats = ours.plan_seconds(), ours.stats
     launches = 2 if ours.stats["partials"] else 1
     result.model_s = limit.model_s(ours.stats, result.heads, settings.head_dim, launches)
+    result.bytes_ratio = ours.stats["kv_bytes"] / unique_bytes
     contenders: dict[str, Run] = {} if result.wrong else {"ours": ours}
     for name in settings.peers:
         peer = result.peers[name] = PeerResult()

@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     add("--heads", type=heads_argument, default=(32, 8))
     add("--head-dim", type=int, default=128)
     add("--page-size", type=int, default=16)
-    add("--num-pages", type=int, default=1 << 14)
+    add("--num-pages", type=int, default=1 << 13)
     add("--reserve", type=int, default=64, help="tokens whose pages are taken ahead")
     add("--layers", type=int, default=32, help="layers that share a plan, for the plan's share")
     add("--seed", type=int, default=0)

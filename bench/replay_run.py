@@ -83,7 +83,7 @@ class Replay:
         device: torch.device,
         *,
         reserve: int = 64,
-        num_pages: int = 1 << 14,
+        num_pages: int = 1 << 13,
         page_size: int = 16,
         deterministic: bool = False,
         backend: str = "auto",

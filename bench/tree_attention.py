@@ -129,7 +129,7 @@ def _table(results: list[TreeResult], peers: tuple[str, ...]) -> Table:
         "ours µs (min..max)",
         f"plan µs (/{_LAYERS})",
     ]
-    columns += ["plan's model µs", "model µs", "floor µs", "of roofline"]
+    columns += ["bytes ÷ unique", "plan's model µs", "model µs", "floor µs", "of roofline"]
     for column in (*columns, *peers):
         justify: JustifyMethod = "left" if column == "tree" else "right"
         table.add_column(column, justify=justify, overflow="fold")
@@ -137,14 +137,14 @@ def _table(results: list[TreeResult], peers: tuple[str, ...]) -> Table:
         row = [str(r.index), r.tree, f"{r.heads[0]}/{r.heads[1]}", r.dtype]
         row += [str(r.unique_tokens), str(r.path_tokens)]
         if r.ours is None or r.plan_s is None or r.model_s is None:
-            row += [f"skipped: {r.skipped}" if r.skipped else "wrong", *[""] * 5]
+            row += [f"skipped: {r.skipped}" if r.skipped else "wrong", *[""] * 6]
         else:
             low, high = r.ours.low * 1e6, r.ours.high * 1e6
             row.append(f"{r.ours.median * 1e6:.1f} ({low:.1f}..{high:.1f})")
             modelled = float(str(r.plan_stats["modelled_us"]))
             # One plan serves all layers of a model: its time, and a layer's part of it.
             plan = f"{r.plan_s * 1e6:.0f} ({r.plan_s * 1e6 / _LAYERS:.1f})"
-            row += [plan, f"{modelled:.1f}", f"{r.model_s * 1e6:.1f}"]
+            row += [plan, f"{r.bytes_ratio:.2f}", f"{modelled:.1f}", f"{r.model_s * 1e6:.1f}"]
             row += [f"{r.floor_s * 1e6:.1f}", f"{r.roofline_fraction:.2f}"]
         table.add_row(*row, *(_cell(r.peers.get(name)) for name in peers))
     return table

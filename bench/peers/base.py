@@ -95,10 +95,12 @@ class Problem:
             Skip: if the copies need more than max_bytes.
         """
         self.require_bytes(tokens.size)
+        return self._gather(self.k, tokens), self._gather(self.v, tokens)
+
+    def _gather(self, x: torch.Tensor, tokens: np.ndarray) -> torch.Tensor:
         index = torch.from_numpy(tokens.ravel()).to(self.device)
-        shape = (self.k.shape[0], *tokens.shape, self.k.shape[2])
-        k, v = (x.index_select(1, index).view(shape) for x in (self.k, self.v))
-        return k.transpose(0, 1), v.transpose(0, 1)
+        shape = (x.shape[0], *tokens.shape, x.shape[2])
+        return x.index_select(1, index).view(shape).transpose(0, 1)
 
     def mask_of(self, row: int) -> torch.Tensor:
         """bool [queries of the row, tokens on its path]: what each query sees."""
@@ -120,10 +122,10 @@ class Problem:
         outs = []
         for query in queries:
             seen = np.flatnonzero((query >= first) & (query < last))
-            k, v = self.kv_of(seen[None])
-            q = self.folded_queries()[query].double()
-            scores = q @ k[0].double().transpose(1, 2) / self.q.shape[2] ** 0.5
-            outs.append((scores.softmax(-1) @ v[0].double()).flatten(0, 1))
+            k, v = (self._gather(x, seen[None])[0].double() for x in (self.k, self.v))
+            scores = self.folded_queries()[query].double() @ k.transpose(1, 2)
+            scores = scores / self.q.shape[2] ** 0.5
+            outs.append((scores.softmax(-1) @ v).flatten(0, 1))
         return torch.from_numpy(queries).to(self.device), torch.stack(outs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ class Ours:
         self._out = torch.empty_like(problem.q)
 
     @property
-    def stats(self) -> dict[str, object]:
+    def stats(self) -> dict[str, Any]:
         """What the plan says about itself."""
         return dict(self._plan.stats)
 

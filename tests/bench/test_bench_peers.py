@@ -8,7 +8,7 @@ import torch
 
 from bench.devices import CpuClock
 from bench.forest import Forest
-from bench.peers import PEERS, Skip, make_problem
+from bench.peers import PEERS, Skip, levels, make_problem
 from bench.peers.flashinfer import branch_pages, page_levels, root_masks
 from bench.peers.levels import cut_levels
 from bench.timing import in_turn
@@ -35,8 +35,8 @@ def _seen(forest: Forest) -> np.ndarray:
 def test_levels_cover_every_pair_once(name: str, two_levels: bool):
     forest = _FORESTS[name]
     count = np.zeros((forest.num_queries, forest.unique_tokens), int)
-    levels = cut_levels(forest, two_levels)
-    for level in levels:
+    cut = cut_levels(forest, two_levels)
+    for level in cut:
         taken = np.zeros(forest.num_queries, int)
         for part in level:
             rows = slice(part.q_begin, part.q_end)
@@ -48,7 +48,40 @@ def test_levels_cover_every_pair_once(name: str, two_levels: bool):
         assert taken.max() == 1, "parts of a level must not have a query in common"
     np.testing.assert_array_equal(count, _seen(forest))
     has_own = any(forest.query_counts > 1)
-    assert not two_levels or len(levels) <= 2 + has_own
+    assert not two_levels or len(cut) <= 2 + has_own
+
+
+def _ragged(q, k, v, q_ptr, k_ptr, longest, causal=False):
+    """What varlen_flash should compute, sequence by sequence."""
+    out, lse = torch.empty_like(q), torch.empty(q.shape[:2])
+    lens = []
+    for i in range(len(q_ptr) - 1):
+        rows, keys = slice(*q_ptr[i : i + 2].tolist()), slice(*k_ptr[i : i + 2].tolist())
+        lens.append((rows.stop - rows.start, keys.stop - keys.start))
+        kk, vv = (
+            x[keys].float().repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(0, 1)
+            for x in (k, v)
+        )
+        scores = q[rows].float().transpose(0, 1) @ kk.transpose(1, 2) / q.shape[2] ** 0.5
+        if causal:
+            n, m = lens[-1]
+            scores = scores.masked_fill(torch.ones(n, m).triu(m - n + 1).bool(), -torch.inf)
+        out[rows] = (scores.softmax(-1) @ vv).transpose(0, 1).to(q.dtype)
+        lse[rows] = scores.logsumexp(-1).T
+    assert longest == tuple(np.max(lens, axis=0))
+    return out, lse
+
+
+@pytest.mark.parametrize("two_levels", [False, True])
+@pytest.mark.parametrize("name", _FORESTS)
+def test_ragged_levels_of_a_gpu_agree(name: str, two_levels: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(levels, "varlen_flash", _ragged)
+    # Here the CPU's way of a level stands for the GPU's.
+    monkeypatch.setattr(levels, "_padded_level", levels._varlen_level)
+    problem = make_problem(_FORESTS[name], (8, 2), 64, torch.bfloat16, 1 << 30)
+    queries, expected = problem.definition(count=100)
+    out = levels.build_levels(problem, two_levels)()
+    torch.testing.assert_close(out[queries].double(), expected, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("page_size", [1, 4, 16])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench import measure, tree_attention
+from bench.devices import make_clock
 from bench.forest import Forest
 from bench.peers import (
     Ours,
@@ -192,3 +193,28 @@ def test_command_refuses_unknown_peers():
 def test_command_refuses_unknown_trees(name: str):
     with pytest.raises((SystemExit, ValueError), match=r"--trees|parse_tree"):
         tree_attention.main([f"--trees={name}"])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [_SHAPES[0], "1,8,64x300,40,5"])
+def test_command_on_a_gpu(device: torch.device, shape: str, tmp_path):
+    file = tmp_path / "tree.json"
+    arguments = f"--device cuda --dtype bf16 --trees {shape} --rounds 2 --json {file}"
+    peers = ["sdpa", "cascade", "two-level"]
+    assert tree_attention.main([*arguments.split(), "--peers", *peers]) == 0
+    document = json.loads(file.read_text())
+    (result,) = document["results"]
+    assert list(result["modes"]) == ["graph", "graph warm", "eager", "eager warm"]
+    assert all(result["peers"][name]["ratio"] > 0 for name in peers)
+    assert document["machine"]["gpu"] and document["roofline"]["bf16"]["bytes_per_s"] > 1e11
+
+
+@pytest.mark.gpu
+def test_cuda_clock_measures_a_copy(device: torch.device):
+    data = torch.randn(1 << 27, device=device)
+    other = torch.empty_like(data)
+    clock = make_clock(device)
+    timings = {m: in_turn({"copy": lambda: other.copy_(data)}, 5, clock=clock, mode=m)["copy"]
+               for m in clock.modes}  # fmt: skip
+    rates = [2 * data.nbytes / timing.median for timing in timings.values()]
+    assert min(rates) > 0.5 * max(rates), "half a GiB is no more than a copy in any mode"
