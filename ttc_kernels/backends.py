@@ -19,7 +19,7 @@ _OPS = (
     "row_descriptor",
     "sample_tokens",
 )
-_IN_TRITON = ("row_descriptor", "sample_tokens", "score_steps")
+_IN_TRITON = ("tree_attention", "row_descriptor", "sample_tokens", "score_steps")
 
 
 def backends() -> dict[str, dict[str, str]]:

@@ -35,6 +35,8 @@ class Case:
     soft_cap: float = 0.0
     draft_parents: list[Any] | None = None
     seed: int = 0
+    backend: str = "auto"
+    device: torch.device = torch.device("cpu")  # noqa: RUF009  (immutable)
     q: torch.Tensor = field(init=False)
     k_cache: torch.Tensor = field(init=False)
     v_cache: torch.Tensor = field(init=False)
@@ -61,20 +63,24 @@ class Case:
             dtype=self.dtype,
             window_left=self.window_left,
             draft_parents=self.draft_parents,
+            device=self.device,
             **options,
         )
 
     def run(self, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        out, lse = nan_outputs(self.q)
-        return ttc_kernels.tree_attention(
-            self.q,
-            self.k_cache,
-            self.v_cache,
+        q, k_cache, v_cache = (x.to(self.device) for x in (self.q, self.k_cache, self.v_cache))
+        out, lse = nan_outputs(q)
+        ttc_kernels.tree_attention(
+            q,
+            k_cache,
+            v_cache,
             self.plan(**options),
             logits_soft_cap=self.soft_cap,
             out=out,
             lse=lse,
+            backend=self.backend,
         )
+        return out.cpu(), lse.cpu()
 
     def check(self, **options: Any) -> None:
         """Out and lse at most twice as wrong as plain torch in the same dtype."""
@@ -141,5 +147,23 @@ def visible(kv_len: int, q_len: int, parents: Any, window_left: int) -> torch.Te
 
 
 @pytest.fixture
-def make_case() -> Callable[..., Case]:
-    return Case
+def make_case(request: pytest.FixtureRequest) -> Callable[..., Case]:
+    """Makes cases for the backend that the test is parametrised with, by default the CPU's."""
+    if getattr(request, "param", "cpu") == "cpu":
+        return Case
+    device = request.getfixturevalue("triton_device")
+
+    def make(load: Workload, dtype: torch.dtype = torch.float32, *args: Any, **kwargs: Any) -> Case:
+        if dtype == torch.bfloat16 and device.type == "cpu":
+            pytest.skip("Triton's interpreter computes wrongly in bfloat16")
+        return Case(load, dtype, *args, **kwargs, backend="triton", device=device)
+
+    return make
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `backends` run on every backend, the others on the CPU."""
+    if "make_case" in metafunc.fixturenames and metafunc.definition.get_closest_marker("backends"):
+        gpu = [pytest.mark.gpu] if torch.cuda.is_available() else []
+        backends = ["cpu", pytest.param("triton", marks=gpu)]
+        metafunc.parametrize("make_case", backends, indirect=True)
