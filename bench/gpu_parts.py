@@ -138,6 +138,8 @@ def _flashinfer_build(python: str, work: Path) -> Part:
     """One tiny tree compiles the kernels that the benchmark will load."""
     return _bench(
         "flashinfer build", 420, "tree_attention", "--trees", "1,2x32,32", "--rounds", "1",
-        "--peers", *_FLASHINFER_PEERS, env=_flashinfer_env(work), background=True,
+        "--peers", *_FLASHINFER_PEERS, background=True,
+        # Half the cores: the benchmarks beside it launch from Python.
+        env={**_flashinfer_env(work), "MAX_JOBS": str(max(1, (os.cpu_count() or 2) // 2))},
         needs=("nvcc", "ninja"), condition=[python, "-c", "import flashinfer"],
     )  # fmt: skip
