@@ -28,7 +28,11 @@ def outcome(result):
 
 @pytest.mark.parametrize(
     "strategy, deterministic",
-    [(Greedy(SHORT), True), (BestOfN(2, sampling=SHORT), True), (BestOfN(2, sampling=FILTERED), False)],
+    [
+        (Greedy(SHORT), True),
+        (BestOfN(2, sampling=SHORT), True),
+        (BestOfN(2, sampling=FILTERED), False),
+    ],
     ids=["greedy", "best_of_n", "best_of_n-filtered"],
 )
 def test_the_trees_of_the_cpu(make_engine, triton_device, request, strategy, deterministic):
