@@ -26,16 +26,19 @@ class Graph(Protocol):
     def replay(self) -> None: ...
 
 
+Capture = Callable[[Callable[[], Tensor]], Graph]
+"""Makes a graph of a function without arguments."""
+
+
 class CudaGraph:
-    """A CUDA graph of a function without arguments. Raises what the capture raises."""
+    """A CUDA graph of a function without arguments. Raises what the capture raises.
 
-    _pool = None  # of memory; graphs run one at a time and can share it
+    pool: a handle of memory, which graphs that run one at a time share.
+    """
 
-    def __init__(self, function: Callable[[], Tensor]) -> None:
-        if CudaGraph._pool is None:
-            CudaGraph._pool = torch.cuda.graph_pool_handle()
+    def __init__(self, pool, function: Callable[[], Tensor]) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=CudaGraph._pool):
+        with torch.cuda.graph(self._graph, pool=pool):
             self.output = function()
 
     def replay(self) -> None:
@@ -66,7 +69,7 @@ class GraphRunner:
 
     compute: runs the model on a batch and returns its outputs ``[num_outputs, n]``. plan_options:
     as for `Batch`. row_block: tokens and outputs of a pass are padded to a multiple of it. capture:
-    makes a graph of a function, such as `CudaGraph`; None runs every pass as it comes.
+    makes a graph of a function, as `CudaGraph` does; None runs every pass as it comes.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class GraphRunner:
         compute: Callable[[Batch], Tensor],
         plan_options: dict,
         row_block: int,
-        capture: Callable[[Callable[[], Tensor]], Graph] | None,
+        capture: Capture | None,
     ) -> None:
         self._compute, self._plan_options = compute, plan_options
         self._row_block, self._capture = row_block, capture
@@ -133,5 +136,7 @@ class GraphRunner:
         for size, step in sorted(self._steps.items()):
             graph = "graph" if step.graph is not None else "not yet"
             report[f"{size} rows"] = graph if step.refused is None else f"eager: {step.refused}"
-        report["other"] = "eager: passes with prompts or steps differ in shape every time"
+        report["other"] = (
+            f"eager: passes with prompts or steps, and of more than {LARGEST} rows, differ in shape"
+        )
         return report

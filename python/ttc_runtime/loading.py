@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -41,12 +42,9 @@ def resolve_device(device: str | torch.device, backend: str = "auto") -> tuple[t
     if str(device) == "auto":
         found = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
         device = "cuda" if found and backend != "cpu" else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        chosen = torch.device("meta")
-    if chosen.type not in ("cpu", "cuda"):
+    if re.fullmatch(r"cpu|cuda(:\d+)?", str(device)) is None:
         raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {str(device)!r}")
+    chosen = torch.device(device)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: {str(device)!r} was asked for, but torch sees no CUDA GPU")
     if chosen.type == "cuda" and chosen.index not in (None, torch.cuda.current_device()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from ttc_kernels.kv_cache import copy_pages
 from ttc_runtime import attention
 from ttc_runtime.batch import Batch, Rows
 from ttc_runtime.deterministic import make_row_independent
-from ttc_runtime.graphs import CalledAgain, CudaGraph, GraphRunner
+from ttc_runtime.graphs import CalledAgain, Capture, CudaGraph, GraphRunner
 from ttc_runtime.loading import CAUSAL_LM, load_model, resolve_device
 
 HEAD_DIMS = (64, 96, 128, 256)
@@ -102,7 +103,9 @@ class PagedModel:
         self.k_caches = [new() for _ in range(self.config.num_hidden_layers)]
         self.v_caches = [new() for _ in range(self.config.num_hidden_layers)]
         # Decoding steps run from static buffers on the Triton backend; on a CPU that is for tests.
-        capture = CudaGraph if self.device.type == "cuda" else CalledAgain
+        capture: Capture = CalledAgain
+        if self.device.type == "cuda":
+            capture = functools.partial(CudaGraph, torch.cuda.graph_pool_handle())
         plan_options = {
             "page_size": self.page_size,
             "num_q_heads": self.num_q_heads,

@@ -105,6 +105,8 @@ def test_every_pass_gives_its_rows_outputs():
     assert len(graphs) == 3 and None not in graphs
     mixed = runner.run(rows_of([40, 60, 9], [1, 30, 9], keep=[0, 30, 39]))
     assert mixed[:, 0].tolist() == [0, 30, 39]
+    assert len(runner.run(rows_of([40] * 3, keep=np.array([], np.int64)))) == 0
+    assert len(runner.run(rows_of([40] * (LARGEST + 3)))) == LARGEST + 3
     report = runner.report()
     assert report.pop("other").startswith("eager: passes with prompts")
     assert report == {"16 rows": "graph", "64 rows": "graph", "512 rows": "graph"}
