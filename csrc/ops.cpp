@@ -6,6 +6,9 @@ STABLE_TORCH_LIBRARY(ttc_kernels, m) {
   m.def("write_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots) -> ()");
   m.def("copy_pages(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor copies) -> ()");
   m.def(
+      "commit_kv(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor src_slots, Tensor dst_slots) "
+      "-> ()");
+  m.def(
       "tree_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor plan, float sm_scale, "
       "float logits_soft_cap, Tensor(a!) out, Tensor(b!) lse) -> ()");
   m.def("tree_attention_cpu_isa(ScalarType dtype) -> str");

@@ -5,7 +5,7 @@ from ._version import __version__
 from . import _load  # noqa: F401  isort: skip  (registers torch.ops.ttc_kernels)
 from .attention import merge_states, tree_attention
 from .backends import backends
-from .kv_cache import copy_pages, write_kv
+from .kv_cache import commit_kv, copy_pages, write_kv
 from .step_score import StepHead, score_steps
 from .tree import (
     Branch,
@@ -26,6 +26,7 @@ __all__ = [
     "TreeAttentionPlan",
     "__version__",
     "backends",
+    "commit_kv",
     "copy_pages",
     "merge_states",
     "plan_tree_attention",

@@ -58,6 +58,22 @@ def _(outs, lses):
     return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
 
 
+@torch.library.impl("ttc_kernels::merge_states", "CUDA")
+def _merge_states_cuda(outs, lses):
+    """As on the CPU: in order and in fp32, and an empty state's output is not read."""
+    top = lses.amax(dim=0)
+    empty = lses == -math.inf
+    weights = torch.where(empty, 0.0, torch.exp(lses - torch.where(top == -math.inf, 0.0, top)))
+    out = torch.zeros(outs.shape[1:], dtype=torch.float32, device=outs.device)
+    total = torch.zeros_like(top)
+    for part, weight, skip in zip(outs, weights, empty, strict=True):
+        out += weight[..., None] * torch.where(skip[..., None], 0.0, part.float())
+        total += weight
+    out *= torch.where(total == 0, 0.0, 1 / total)[..., None]
+    lse = torch.where(total == 0, -math.inf, top + torch.log(total))
+    return out.to(outs.dtype), lse
+
+
 def tree_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,

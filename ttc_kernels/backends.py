@@ -15,11 +15,12 @@ _OPS = (
     "merge_states",
     "write_kv",
     "copy_pages",
+    "commit_kv",
     "score_steps",
     "row_descriptor",
     "sample_tokens",
 )
-_IN_TRITON = ("tree_attention", "row_descriptor", "sample_tokens", "score_steps")
+_IN_TRITON = tuple(op for op in _OPS if op != "merge_states")
 
 
 def backends() -> dict[str, dict[str, str]]:

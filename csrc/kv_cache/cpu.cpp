@@ -52,4 +52,18 @@ void copy_pages(const CopyPagesParams& p, ParallelFor parallel_for) {
   });
 }
 
+void commit_kv(const CommitKvParams& p, ParallelFor parallel_for) {
+  const int64_t bytes_per_cache = 1 + p.num_tokens * p.token_bytes;
+  const int64_t grain = std::max<int64_t>(1, kGrainBytes / bytes_per_cache);
+  parallel_for(0, static_cast<int64_t>(p.caches.size()), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t t = 0; t < p.num_tokens; ++t) {
+        const int64_t src = p.src_slots[t], dst = p.dst_slots[t];
+        if (src < 0 || dst < 0 || src == dst) continue;
+        std::memcpy(p.caches[i] + dst * p.token_bytes, p.caches[i] + src * p.token_bytes, p.token_bytes);
+      }
+    }
+  });
+}
+
 }  // namespace ttc

@@ -39,4 +39,15 @@ struct CopyPagesParams {
 
 void copy_pages(const CopyPagesParams& params, ParallelFor parallel_for);
 
+struct CommitKvParams {
+  std::vector<char*> caches;  // K and V of all layers
+  const int32_t* src_slots;   // [num_tokens], page * page_size + offset; -1 in either skips
+  const int32_t* dst_slots;   // [num_tokens]
+  int64_t num_tokens;
+  int64_t token_bytes;
+};
+
+// Moves tokens in order; no destination is the source of a later token.
+void commit_kv(const CommitKvParams& params, ParallelFor parallel_for);
+
 }  // namespace ttc

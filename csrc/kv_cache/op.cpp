@@ -1,5 +1,7 @@
-// torch.ops.ttc_kernels.write_kv and copy_pages on the CPU.
+// torch.ops.ttc_kernels.write_kv, copy_pages and commit_kv on the CPU.
 #include <torch/csrc/stable/library.h>
+
+#include <unordered_map>
 
 #include "common/op_check.h"
 #include "kv_cache/kv_cache.h"
@@ -57,23 +59,37 @@ void write_kv_op(const Tensor& k, const Tensor& v, Tensor k_cache, Tensor v_cach
   write_kv(p, torch_parallel_for);
 }
 
+// The caches of all layers: as many of K as of V, all alike.
+std::vector<char*> all_caches(const char* op, const std::vector<Tensor>& k_caches,
+                              const std::vector<Tensor>& v_caches) {
+  require(k_caches.size() == v_caches.size(), op,
+          ": k_caches and v_caches must be lists of one length, got ", k_caches.size(), " and ",
+          v_caches.size());
+  std::vector<char*> caches;
+  for (size_t i = 0; i < k_caches.size(); ++i) {
+    require_caches(op, k_caches[i], v_caches[i]);
+    bool same = k_caches[i].scalar_type() == k_caches[0].scalar_type();
+    for (int64_t d = 0; d < 4; ++d) same = same && k_caches[i].size(d) == k_caches[0].size(d);
+    require(same, op, ": all caches must agree in shape and dtype, but k_caches[", i, "] is ",
+            describe(k_caches[i]), " and k_caches[0] ", describe(k_caches[0]));
+    caches.push_back(static_cast<char*>(k_caches[i].mutable_data_ptr()));
+    caches.push_back(static_cast<char*>(v_caches[i].mutable_data_ptr()));
+  }
+  return caches;
+}
+
+int64_t token_bytes(const Tensor& cache) {
+  return cache.size(2) * cache.size(3) * static_cast<int64_t>(cache.element_size());
+}
+
 void copy_pages_op(std::vector<Tensor> k_caches, std::vector<Tensor> v_caches,
                    const Tensor& copies) {
-  require(k_caches.size() == v_caches.size(),
-          "copy_pages: k_caches and v_caches must be lists of one length, got ", k_caches.size(),
-          " and ", v_caches.size());
-  require_tensor("copy_pages", "copies", copies, ScalarType::Int, {kAnySize, 3});
   CopyPagesParams p;
+  p.caches = all_caches("copy_pages", k_caches, v_caches);
+  require_tensor("copy_pages", "copies", copies, ScalarType::Int, {kAnySize, 3});
   p.copies = static_cast<const int32_t*>(copies.const_data_ptr());
   p.num_copies = copies.size(0);
   if (k_caches.empty()) return;
-  for (size_t i = 0; i < k_caches.size(); ++i) {
-    require_caches("copy_pages", k_caches[i], v_caches[i]);
-    bool same = k_caches[i].scalar_type() == k_caches[0].scalar_type();
-    for (int64_t d = 0; d < 4; ++d) same = same && k_caches[i].size(d) == k_caches[0].size(d);
-    require(same, "copy_pages: all caches must agree in shape and dtype, but k_caches[", i, "] is ",
-            describe(k_caches[i]), " and k_caches[0] ", describe(k_caches[0]));
-  }
   const Tensor& first = k_caches[0];
   const int64_t num_pages = first.size(0), page_size = first.size(1);
   for (int64_t c = 0; c < p.num_copies; ++c) {
@@ -83,13 +99,38 @@ void copy_pages_op(std::vector<Tensor> k_caches, std::vector<Tensor> v_caches,
             "copy_pages: copies[", c, "] must be two different pages in [0, ", num_pages,
             ") and a token count in [0, ", page_size, "], got (", src, ", ", dst, ", ", n, ")");
   }
-  p.token_bytes = first.size(2) * first.size(3) * static_cast<int64_t>(first.element_size());
+  p.token_bytes = token_bytes(first);
   p.page_bytes = page_size * p.token_bytes;
-  for (size_t i = 0; i < k_caches.size(); ++i) {
-    p.caches.push_back(static_cast<char*>(k_caches[i].mutable_data_ptr()));
-    p.caches.push_back(static_cast<char*>(v_caches[i].mutable_data_ptr()));
-  }
   copy_pages(p, torch_parallel_for);
+}
+
+void commit_kv_op(std::vector<Tensor> k_caches, std::vector<Tensor> v_caches,
+                  const Tensor& src_slots, const Tensor& dst_slots) {
+  CommitKvParams p;
+  p.caches = all_caches("commit_kv", k_caches, v_caches);
+  require_tensor("commit_kv", "src_slots", src_slots, ScalarType::Int, {kAnySize});
+  p.num_tokens = src_slots.size(0);
+  require_tensor("commit_kv", "dst_slots", dst_slots, ScalarType::Int, {p.num_tokens});
+  p.src_slots = static_cast<const int32_t*>(src_slots.const_data_ptr());
+  p.dst_slots = static_cast<const int32_t*>(dst_slots.const_data_ptr());
+  if (k_caches.empty()) return;
+  const int64_t num_slots = k_caches[0].size(0) * k_caches[0].size(1);
+  std::unordered_map<int32_t, int64_t> written;  // slot -> the token that was moved there
+  for (int64_t t = 0; t < p.num_tokens; ++t) {
+    const int32_t src = p.src_slots[t], dst = p.dst_slots[t];
+    require(src >= -1 && src < num_slots && dst >= -1 && dst < num_slots, "commit_kv: src_slots[",
+            t, "] and dst_slots[", t, "] must be -1 (skip) or in [0, ", num_slots, "), got ", src,
+            " and ", dst);
+    if (src < 0 || dst < 0) continue;
+    const auto found = written.find(src);
+    require(found == written.end(), "commit_kv: src_slots[", t, "] = ", src,
+            " was overwritten before it is read, by dst_slots[",
+            found == written.end() ? 0 : found->second, "]");
+    require(written.emplace(dst, t).second, "commit_kv: dst_slots[", t, "] = ", dst,
+            " is the destination of two tokens");
+  }
+  p.token_bytes = token_bytes(k_caches[0]);
+  commit_kv(p, torch_parallel_for);
 }
 
 }  // namespace
@@ -99,4 +140,5 @@ void copy_pages_op(std::vector<Tensor> k_caches, std::vector<Tensor> v_caches,
 STABLE_TORCH_LIBRARY_IMPL(ttc_kernels, CPU, m) {
   m.impl("write_kv", TORCH_BOX(&ttc::write_kv_op));
   m.impl("copy_pages", TORCH_BOX(&ttc::copy_pages_op));
+  m.impl("commit_kv", TORCH_BOX(&ttc::commit_kv_op));
 }

@@ -9,7 +9,7 @@ from torch.library import opcheck
 
 from ttc_kernels import reference
 from ttc_kernels._host import PagePool
-from ttc_kernels.kv_cache import copy_pages, write_kv
+from ttc_kernels.kv_cache import commit_kv, copy_pages, write_kv
 from ttc_kernels.testing import assert_bitwise_equal
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -125,9 +125,75 @@ def test_copy_pages_refuses_before_writing(copy: tuple[int, int, int], message: 
         copy_pages([k, k[:3]], [v, v[:3]], torch.tensor([(0, 1, 4)], dtype=torch.int32))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_commit_kv_moves_an_accepted_path(dtype: torch.dtype) -> None:
+    """Two requests; of each some draft nodes were accepted, and sources and places overlap."""
+    torch.manual_seed(0)
+    layers = [_caches(dtype) for _ in range(3)]
+    expected = [[cache.clone() for cache in layer] for layer in layers]
+    src, dst = _int32(4, 6, 9, 10, -1, 17, 20, 3), _int32(4, 5, 6, 7, 8, 16, 17, -1)
+    commit_kv([k for k, _ in layers], [v for _, v in layers], src, dst.numpy())
+    reference.commit_kv([k for k, _ in expected], [v for _, v in expected], src, dst)
+    for layer, want in zip(layers, expected, strict=True):
+        assert_bitwise_equal(layer[0], want[0])
+        assert_bitwise_equal(layer[1], want[1])
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "message"),
+    [
+        ((0, 24), (1, 2), r"src_slots\[1\] and dst_slots\[1\] .* \[0, 24\), got 24 and 2"),
+        ((0, 1), (1, -2), "got 1 and -2"),
+        ((0, 1), (1, 2), r"src_slots\[1\] = 1 was overwritten .* by dst_slots\[0\]"),
+        ((0, 1), (5, 5), r"dst_slots\[1\] = 5 is the destination of two"),
+        ((0, 1), (5,), r"dst_slots must be a contiguous \[2\]"),
+    ],
+)
+def test_commit_kv_refuses_before_writing(src, dst, message: str) -> None:
+    k, v = _caches()
+    before = k.clone()
+    with pytest.raises(ValueError, match="commit_kv: .*" + message):
+        commit_kv([k], [v], _int32(*src), _int32(*dst))
+    with pytest.raises(TypeError, match="src_slots must be int32"):
+        commit_kv([k], [v], torch.tensor([0]), _int32(1))
+    assert_bitwise_equal(k, before)
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_write_kv_to_float8(dtype: torch.dtype, per_head: bool) -> None:
+    k, v = (torch.randn(2, 7, 2, 16) * 300).to(dtype).unbind()
+    caches = torch.zeros(2, 6, 4, 2, 16).to(torch.float8_e4m3fn).unbind()
+    slots = _int32(3, 9, -1, 0, 23, 5, 6)
+    scale = torch.tensor([0.5, 2.0]) if per_head else 0.25
+    write_kv(k, v, *caches, slots, k_scale=scale, v_scale=2.0)
+    unit = scale[:, None] if per_head else scale
+    for t, slot in enumerate(slots.tolist()):
+        if slot < 0:
+            continue
+        for x, cache, by in ((k, caches[0], unit), (v, caches[1], 2.0)):
+            want = (x[t].float() / by).clamp(-448, 448).to(torch.float8_e4m3fn)
+            assert_bitwise_equal(cache[slot // 4, slot % 4], want)
+    assert caches[0].float().abs().sum((1, 2, 3))[3] == 0  # a page that no slot names
+
+
+def test_write_kv_refuses_wrong_scales() -> None:
+    k, v = torch.zeros(2, 1, 2, 16)
+    caches = torch.zeros(2, 6, 4, 2, 16).to(torch.float8_e4m3fn).unbind()
+    for scale, message in ((0.0, "positive"), (torch.ones(3), r"float32 \[2\]")):
+        with pytest.raises(ValueError, match="write_kv: k_scale .*" + message):
+            write_kv(k, v, *caches, _int32(0), k_scale=scale)
+    with pytest.raises(ValueError, match="slots must be -1"):
+        write_kv(k, v, *caches, _int32(24))
+    with pytest.raises(ValueError, match="k_scale is for float8_e4m3fn"):
+        write_kv(k, v, *_caches(), _int32(0), k_scale=2.0)
+
+
 def test_ops_pass_opcheck() -> None:
     k, v = torch.randn(2, 2, 2, 16).unbind()
     opcheck(torch.ops.ttc_kernels.write_kv.default, (k, v, *_caches(), _int32(3, -1)))
     copies = _int32(0, 1, 2).reshape(1, 3)
     k_cache, v_cache = _caches()
     opcheck(torch.ops.ttc_kernels.copy_pages.default, ([k_cache], [v_cache], copies))
+    slots = _int32(5, 7), _int32(4, -1)
+    opcheck(torch.ops.ttc_kernels.commit_kv.default, ([k_cache], [v_cache], *slots))

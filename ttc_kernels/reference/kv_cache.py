@@ -41,3 +41,28 @@ def copy_pages(
     for cache in [*k_caches, *v_caches]:
         for src, dst, num_tokens in copies.tolist():
             cache[dst, :num_tokens] = cache[src, :num_tokens].clone()
+
+
+def commit_kv(
+    k_caches: Sequence[torch.Tensor],
+    v_caches: Sequence[torch.Tensor],
+    src_slots: torch.Tensor,
+    dst_slots: torch.Tensor,
+) -> None:
+    """As `ttc_kernels.commit_kv`: all tokens are read, then all are written.
+
+    >>> cache = torch.arange(3.0).reshape(3, 1, 1, 1)
+    >>> commit_kv([cache], [cache.clone()], torch.tensor([2, -1]), torch.tensor([0, 1]))
+    >>> cache.flatten().tolist()
+    [2.0, 1.0, 2.0]
+    """
+    moved = [
+        (src, dst)
+        for src, dst in zip(src_slots.tolist(), dst_slots.tolist(), strict=True)
+        if src >= 0 and dst >= 0
+    ]
+    for cache in [*k_caches, *v_caches]:
+        tokens = cache.flatten(0, 1)
+        before = tokens.clone()
+        for src, dst in moved:
+            tokens[dst] = before[src]

@@ -71,7 +71,11 @@ def config(q_dtype: str, kv_dtype: str, head_dim: int, soft_cap: bool, capabilit
     rows, keys, keys_small, num_stages, num_warps = 64, 64, 64, 5, 8
     if q_dtype == "float32":
         # Without tensor cores every thread holds what it multiplies.
-        rows, keys, keys_small, num_stages = 16 if head_dim == 256 else 32, 16, 16, 3
+        rows, keys, keys_small, num_stages = 32, 16, 16, 3
+        if head_dim == 64:
+            keys, keys_small = 32, 32
+        elif head_dim == 256:
+            rows = 16
     elif head_dim == 256:
         rows, keys, keys_small = 32, 32, 32
     elif capability < 90:
