@@ -19,7 +19,7 @@ from . import _load  # noqa: F401
 
 COSTS_FILE = Path(__file__).with_name("plan_costs.json")
 _HEAD_DIM = 128
-_PER_DIM = ("token", "token_again", "row_token", "partial")
+_PER_DIM = ("row", "token", "token_again", "row_token", "partial")
 
 
 def device_kind(device: torch.device, dtype: torch.dtype) -> str:

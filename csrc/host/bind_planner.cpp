@@ -119,6 +119,7 @@ ttc::PlanOptions make_options(int64_t page_size, int64_t num_q_heads, int64_t nu
   o.tiling = {int32_t(group), int32_t(std::max<int64_t>(1, tile_rows / group)), int32_t(fixed_tile_rows)};
   o.cost = {number("launch"),
             number("item"),
+            number("row"),
             number("token"),
             number("token_again"),
             number("row_token"),

@@ -10,7 +10,8 @@ namespace ttc {
 // thread, or a resident block of a GPU) for one KV head; they come from ttc_kernels/plan_costs.json.
 struct CostModel {
   double launch;         // a call, whatever is in it
-  double item;           // an item: fetching it, loading queries, filling the pipeline
+  double item;           // an item: fetching it, filling the pipeline
+  double row;           // a row of the item: loading the query, writing the output
   double token;          // reading one key and one value and making them ready
   double token_again;    // ... for each further tile of queries over the same keys
   double row_token;      // one row of the tile against one key
@@ -51,7 +52,7 @@ struct ItemCost {
     };
     int64_t rows = rest > 0 ? padded(rest) : 0;
     if (full > 0) rows += full * padded(t.tile_queries);
-    fixed = c.item * tiles;
+    fixed = c.item * tiles + c.row * double(int64_t(queries) * t.group);
     partial = c.partial * double(int64_t(queries) * t.group);
     per_token = c.token + c.token_again * (tiles - 1);
     per_key = c.row_token * double(rows);

@@ -173,6 +173,7 @@ def random_cost(rng: np.random.Generator) -> dict:
     return {
         "launch": 0.0,
         "item": float(rng.choice([0, 30, 300, 3000])),
+        "row": float(rng.choice([0, 10])),
         "token": float(rng.uniform(1, 30)),
         "token_again": float(rng.uniform(1, 30)),
         "row_token": float(rng.uniform(0.1, 3)),
