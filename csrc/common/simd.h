@@ -16,11 +16,14 @@
 
 namespace ttc {
 
-// 2^f for f in [-0.5, 0.5]: minimax polynomial, relative error 2e-8; the constant term is exactly 1 so
-// that 2^0 == 1.
+// 2^f for f in [-0.5, 0.5]: minimax polynomial, relative error 2e-9 before rounding; the constant term is
+// exactly 1 so that 2^0 == 1.
 constexpr int kExp2Degree = 6;
 constexpr float kExp2Poly[kExp2Degree + 1] = {1.0f,           0.693147182f,   0.240226477f,   0.0555033237f,
                                               0.00961843692f, 0.00133988739f, 0.00015353362f};
+// The same for f in [0, 1].
+constexpr float kExp2Poly01[kExp2Degree + 1] = {1.0f,           0.693147063f,   0.240229309f,   0.0554852821f,
+                                                0.00967545155f, 0.00124678481f, 0.000216129105f};
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 struct Avx512 {
@@ -39,12 +42,11 @@ struct Avx512 {
   static TTC_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a); }
   static TTC_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a); }
   static TTC_INLINE Vec exp2(Vec x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-1000.f), x);  // keeps NaN, makes -inf finite
-    const Vec n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const Vec f = _mm512_sub_ps(x, n);
-    Vec p = set1(kExp2Poly[kExp2Degree]);
-    for (int i = kExp2Degree - 1; i >= 0; --i) p = fma(p, f, set1(kExp2Poly[i]));
-    return _mm512_scalef_ps(p, n);
+    // x - floor(x), 0 for -inf; scaling takes the floor itself.
+    const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    Vec p = set1(kExp2Poly01[kExp2Degree]);
+    for (int i = kExp2Degree - 1; i >= 0; --i) p = fma(p, f, set1(kExp2Poly01[i]));
+    return _mm512_scalef_ps(p, x);
   }
   // v where position begin <= first + lane < end, -inf elsewhere.
   static TTC_INLINE Vec keep_range(Vec v, int first, int begin, int end) {

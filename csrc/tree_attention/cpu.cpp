@@ -57,10 +57,12 @@ class Arena {
   size_t size_ = 0;
 };
 
-TileScratch carve(Arena& arena, int64_t rows, int64_t dim) {
+TileScratch carve(Arena& arena, int64_t group, int64_t dim) {
+  const int64_t rows = std::max<int64_t>(group, kMaxUnitRows);
   // Sizes for fp32 operands; bf16 ones need half of it.
   const int64_t keys = kMaxTileHeads * packed_head(dim);
-  const int64_t sizes[] = {rows * dim, keys, keys, rows * kTileKeys / 2, rows * kTileKeys,
+  const int64_t scores = std::min<int64_t>(rows, std::max<int64_t>(group, kMaxTileRows)) * kTileKeys;
+  const int64_t sizes[] = {rows * dim, keys, keys, scores / 2, scores,
                            rows * dim, rows,            rows,            rows,                 2 * rows,
                            2 * rows};
   int64_t total = 0;
@@ -75,6 +77,51 @@ TileScratch carve(Arena& arena, int64_t rows, int64_t dim) {
           reinterpret_cast<int64_t*>(part[9]), reinterpret_cast<int64_t*>(part[10])};
 }
 
+// A piece of work for one worker: some KV heads of an item.
+struct Unit {
+  WorkItem item;
+  int32_t kv_head, num_heads;
+};
+
+// Items to units, as long as every worker still gets a few: small items take several KV heads at once,
+// whose keys stand side by side; query tiles of one rectangle are joined, so that its keys are packed once.
+std::vector<Unit> make_units(const PlanView& plan, int64_t num_threads) {
+  const PlanHeader& h = *plan.header;
+  const int64_t group = h.num_q_heads / h.num_kv_heads;
+  const int64_t most = std::max<int64_t>(1, int64_t(h.num_items) * h.num_kv_heads / (4 * num_threads));
+  std::vector<Unit> units;
+  for (int32_t i = 0; i < h.num_items;) {
+    WorkItem item = plan.items[i];
+    const int32_t first = i++;
+    for (; i < h.num_items && i - first < most; ++i) {
+      const WorkItem& next = plan.items[i];
+      const bool same_keys =
+          next.page_offset == item.page_offset && next.k_begin == item.k_begin && next.k_end == item.k_end;
+      const int32_t partial = item.partial_base < 0 ? -1 : item.partial_base + item.q_count;
+      if (!same_keys || next.q_begin != item.q_begin + item.q_count || next.partial_base != partial ||
+          (item.q_count + next.q_count) * group > kMaxUnitRows)
+        break;
+      item.q_count += next.q_count;
+      item.has_draft |= next.has_draft;
+    }
+    const int64_t fit = std::min<int64_t>(kMaxTileHeads, kMaxTileRows / (item.q_count * group));
+    const auto heads = int32_t(std::clamp<int64_t>(std::min(fit, most), 1, h.num_kv_heads));
+    for (int32_t k = 0; k < h.num_kv_heads; k += heads) units.push_back({item, k, std::min(heads, h.num_kv_heads - k)});
+  }
+  return units;
+}
+
+// Units that are handed out one by one.
+struct Queue {
+  const Unit* units;
+  int64_t size;
+  std::atomic<int64_t> next{0};
+  const Unit* take() {
+    const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
+    return i < size ? units + i : nullptr;
+  }
+};
+
 }  // namespace
 
 const char* tree_attention_cpu_isa(Dtype dtype) { return choose(dtype).isa; }
@@ -84,54 +131,59 @@ void tree_attention_cpu(const TreeAttentionParams& params, int64_t num_threads, 
   const PlanView plan(params.plan);
   const PlanHeader& h = *plan.header;
   const int64_t group = h.num_q_heads / h.num_kv_heads;
-  const int64_t rows = std::max<int64_t>(group, kMaxTileRows);
 
   static thread_local Arena partials;
   const int64_t slots = int64_t(h.num_partials) * h.num_q_heads;
   auto* partial_out = reinterpret_cast<float*>(partials.reserve(size_t(slots) * (h.head_dim + 2) * sizeof(float) + 64));
   float* partial_ml = partial_out + slots * h.head_dim;
 
-  // Each phase is a queue: whoever is free takes the next `take` units.
-  const auto run_phase = [&](int64_t units, int64_t take, auto&& work) {
-    std::atomic<int64_t> next{0};
-    const int64_t workers = units < num_threads * take ? (units + take - 1) / take : num_threads;
-    parallel_for(0, workers, 1, [&](int64_t first, int64_t last) {
+  // Calls run(args, worker) once for each of `workers` workers.
+  const auto run_phase = [&](int64_t workers, auto&& run) {
+    parallel_for(0, std::min(num_threads, workers), 1, [&](int64_t first, int64_t last) {
       for (; first < last; ++first) {
         static thread_local Arena arena;
-        TileArgs args{&params, &plan, plan.items, 0, 1, carve(arena, rows, h.head_dim), partial_out, partial_ml};
-        for (int64_t u; (u = next.fetch_add(take, std::memory_order_relaxed)) < units;)
-          for (int64_t i = u; i < u + take && i < units; ++i) work(args, i);
+        TileArgs args{};
+        args.params = &params;
+        args.plan = &plan;
+        args.scratch = carve(arena, group, h.head_dim);
+        args.partial_out = partial_out;
+        args.partial_ml = partial_ml;
+        run(args, first);
       }
     });
   };
-  // Units: small items take several KV heads at once, as long as every worker still gets a few.
-  struct Unit {
-    int32_t item, kv_head, num_heads;
-  };
-  std::vector<Unit> units;
-  const int64_t enough = 4 * num_threads;
-  for (int32_t i = 0; i < h.num_items; ++i) {
-    int64_t heads = std::min<int64_t>(kMaxTileHeads, kMaxTileRows / (plan.items[i].q_count * group));
-    heads = std::min(heads, int64_t(h.num_items) * h.num_kv_heads / enough);
-    heads = std::clamp<int64_t>(heads, 1, h.num_kv_heads);
-    for (int32_t k = 0; k < h.num_kv_heads; k += int32_t(heads))
-      units.push_back({i, k, std::min(int32_t(heads), h.num_kv_heads - k)});
-  }
-  run_phase(int64_t(units.size()), 1, [&](TileArgs& args, int64_t u) {
-    const auto aim = [&](int64_t unit) {
-      args.item = plan.items + units[unit].item;
-      args.kv_head = units[unit].kv_head;
-      args.num_heads = units[unit].num_heads;
+
+  // Units of few rows wait for memory, the others for arithmetic: half of the workers begin with either
+  // kind, so that both are kept busy.
+  std::vector<Unit> units = make_units(plan, num_threads);
+  const auto middle = std::stable_partition(units.begin(), units.end(),
+                                            [&](const Unit& u) { return u.item.q_count * group > kFewRows; });
+  Queue queues[2] = {{units.data(), middle - units.begin()}, {units.data() + (middle - units.begin()), units.end() - middle}};
+  run_phase(int64_t(units.size()), [&](TileArgs& args, int64_t worker) {
+    const auto take = [&] {
+      const Unit* unit = queues[worker % 2].take();
+      return unit ? unit : queues[1 - worker % 2].take();
     };
-    // With workers taking turns, this one's next unit is most likely the num_threads-th from here.
-    if (const int64_t next = u + num_threads; next < int64_t(units.size())) {
-      aim(next);
-      kernels.prefetch(args);
+    // A worker knows its next unit while it computes one, and asks for its keys meanwhile.
+    for (const Unit *unit = take(), *next; unit; unit = next) {
+      next = take();
+      args.item = &unit->item;
+      args.kv_head = unit->kv_head;
+      args.num_heads = unit->num_heads;
+      args.next_item = next ? &next->item : nullptr;
+      args.next_kv_head = next ? next->kv_head : 0;
+      args.asked = kernels.tile(args);
     }
-    aim(u);
-    kernels.tile(args);
   });
-  run_phase(h.num_merges, 8, [&](TileArgs& args, int64_t i) { kernels.merge(args, i); });
+
+  constexpr int64_t kMerges = 8;  // at a time
+  std::atomic<int64_t> next_merge{0};
+  run_phase((h.num_merges + kMerges - 1) / kMerges, [&](TileArgs& args, int64_t) {
+    args.item = plan.items;
+    args.num_heads = 1;
+    for (int64_t i; (i = next_merge.fetch_add(kMerges, std::memory_order_relaxed)) < h.num_merges;)
+      for (int64_t m = i; m < std::min<int64_t>(i + kMerges, h.num_merges); ++m) kernels.merge(args, m);
+  });
 }
 
 }  // namespace ttc

@@ -1,7 +1,7 @@
 // Tree attention in bfloat16 with the pairwise dot product of AVX-512 BF16: fp32 sums, no widening.
 #include "tree_attention/cpu_kernels.h"
 #if defined(__AVX512BF16__)
-#include "tree_attention/cpu_tile.h"
+#include "tree_attention/cpu_isa.h"
 
 namespace ttc {
 namespace {
@@ -17,25 +17,22 @@ struct DotBf16 {
   static TTC_INLINE void store_prob(Elem* row, int at, Vec p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + at / 2), (__m256i)_mm512_cvtneps_pbh(p));
   }
-  static TTC_INLINE void pack_values(const BFloat* a, const BFloat* b, int dim, float* panels, int64_t panel_size) {
-    // 32 dimensions of rows a and b: a0 b0 a1 b1 ...
+  // a0 b0 a1 b1 ... of 32 dimensions.
+  static TTC_INLINE void load_values(const BFloat* a, const BFloat* b, Vec& low, Vec& high) {
     static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                           8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i low = _mm512_loadu_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    for (int d = 0; d < dim; d += 32, panels += panel_size) {
-      const __m512i x = a ? _mm512_loadu_si512(a + d) : _mm512_setzero_si512();
-      const __m512i y = b ? _mm512_loadu_si512(b + d) : _mm512_setzero_si512();
-      _mm512_storeu_si512(panels, _mm512_permutex2var_epi16(x, low, y));
-      _mm512_storeu_si512(panels + 16, _mm512_permutex2var_epi16(x, high, y));
-    }
+    const __m512i at = _mm512_loadu_si512(kLow), up = _mm512_add_epi16(at, _mm512_set1_epi16(16));
+    const __m512i x = a ? _mm512_loadu_si512(a) : _mm512_setzero_si512();
+    const __m512i y = b ? _mm512_loadu_si512(b) : _mm512_setzero_si512();
+    low = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, at, y));
+    high = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, up, y));
   }
 };
 
 }  // namespace
 
 CpuKernels kernels_avx512bf16(Dtype dtype) {
-  if (dtype != Dtype::kBFloat16) return {};
-  return {"avx512_bf16", run_tile<DotBf16, BFloat>, prefetch_tile<DotBf16, BFloat>, merge_query<DotBf16, BFloat>};
+  return dtype == Dtype::kBFloat16 ? kernels_of<DotBf16, BFloat>("avx512_bf16") : CpuKernels{};
 }
 
 }  // namespace ttc

@@ -6,7 +6,10 @@
 namespace ttc {
 
 constexpr int kTileKeys = 128;  // keys handled at once; divides the planner's deterministic chunk
-constexpr int kMaxTileRows = 128;  // query rows of a unit, all its KV heads together; a GQA group may exceed it
+// Query rows (a lone GQA group may exceed both):
+constexpr int kMaxTileRows = 128;  // of all KV heads of a unit of several, and of the scores at hand
+constexpr int kMaxUnitRows = 512;  // of a unit of one KV head, for which keys are packed once
+constexpr int kFewRows = 8;        // up to here a tile is limited by its keys rather than by arithmetic
 constexpr int kMaxTileHeads = 8;   // KV heads of a unit
 
 // Packed keys, or values, of one KV head in 32-bit elements, with room for the panels' padding.
@@ -24,6 +27,9 @@ struct TileArgs {
   const PlanView* plan;
   const WorkItem* item;
   int32_t kv_head, num_heads;  // the unit's KV heads
+  const WorkItem* next_item;   // the worker's next unit, nullptr: none
+  int32_t next_kv_head;
+  int32_t asked;  // rows of this unit that the caches were asked for while the unit before it ran
   TileScratch scratch;
   float* partial_out;  // [partials, Hq, D], not normalised
   float* partial_ml;   // [partials, Hq, 2]: maximum (base 2) and sum
@@ -31,8 +37,7 @@ struct TileArgs {
 
 struct CpuKernels {
   const char* isa;  // nullptr: not in this build
-  void (*tile)(const TileArgs& args);
-  void (*prefetch)(const TileArgs& args);
+  int (*tile)(const TileArgs& args);  // returns what the next unit's `asked` shall be
   void (*merge)(const TileArgs& args, int64_t index);
 };
 
