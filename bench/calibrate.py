@@ -203,7 +203,7 @@ def calibrate(
     for term, value in zip(TERMS, x, strict=True):
         print(f"  {term:12} {value:8.3g} ns, stored {costs[term]:8.3g}")
     torch.set_num_threads(os.cpu_count() or 1)
-    # The CPU kernels multiply in fp32 but for one instruction set; torch is slow at products in fp16.
+    # All but one of the CPU kernels multiply in fp32; torch is slow at products in fp16.
     in_fp32 = device.type == "cpu" and kind not in ISA_DTYPES
     product = torch.float32 if in_fp32 else dtype
     roofline = Roofline.measure(product, device, seconds=1.0)

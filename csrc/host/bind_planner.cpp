@@ -74,11 +74,12 @@ py::tuple plan(const ttc::PlanOptions& options, const py::object& block_tables, 
                const std::vector<std::optional<IntArray>>& draft_parents, const py::function& allocate) {
   std::vector<ttc::PlanRow> rows = make_rows(block_tables, kv_lens, q_lens, reserved_lens, draft_parents);
   ttc::PlanStats stats;
+  IntArray buffer;  // keeps what the planner writes to
   {
     const py::gil_scoped_release unlocked;
     stats = ttc::make_plan(rows, options, [&](const ttc::PlanSize& s) {
       const py::gil_scoped_acquire locked;
-      auto buffer = allocate(s.rows, s.queries, s.ints, s.partials).cast<IntArray>();
+      buffer = allocate(s.rows, s.queries, s.ints, s.partials).cast<IntArray>();
       if (buffer.size() < s.ints) throw std::length_error("plan: allocate returned too short an array");
       return buffer.mutable_data();
     });
