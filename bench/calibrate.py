@@ -98,7 +98,6 @@ class Work:
     tokens_again: float
     padded: float
     partials: float
-    overlap: bool
 
     @classmethod
     def of(cls, plan: TreeAttentionPlan, costs: dict) -> Work:
@@ -122,37 +121,31 @@ class Work:
             keys[again].sum() * share,
             (padded_rows * padded_keys).sum() * share,
             partials * share,
-            costs["overlap"],
         )
 
-    def row(self, x: np.ndarray) -> np.ndarray:
-        """Coefficients of TERMS at the constants `x`, which say what hides behind what."""
-        row = np.array(
-            [self.items, self.rows, self.tokens, self.tokens_again, self.padded, self.partials]
-        )
-        if self.overlap:
-            reads_longer = row[2:4] @ x[2:4] >= row[4] * x[4]
-            row[2:5] *= [reads_longer, reads_longer, not reads_longer]
-        return row
+    def row(self) -> list[float]:
+        """Coefficients of TERMS."""
+        return [
+            self.items,
+            self.rows,
+            self.tokens,
+            self.tokens_again,
+            self.padded,
+            self.partials,
+        ]
 
 
 def fit(work: list[Work], seconds: np.ndarray, launch: float, start: np.ndarray) -> np.ndarray:
     """The constants in nanoseconds: least squares of relative errors, none below zero."""
-    x, target = start.copy(), seconds * 1e9 - launch
-    for _ in range(20 if work[0].overlap else 1):
-        rows = np.array([w.row(x) for w in work])
-        seen = np.flatnonzero(rows.any(axis=0))
-        while True:
-            part = np.linalg.lstsq(rows[:, seen] / target[:, None], np.ones(len(target)), None)[0]
-            if (part >= 0).all():
-                break
-            seen = seen[part >= 0]
-        new = np.zeros_like(x)
-        new[seen] = part
-        # A term that nothing here depends on keeps what it was.
-        hidden = ~rows.any(axis=0)
-        new[hidden] = x[hidden]
-        x = (x + new) / 2 if work[0].overlap else new
+    rows, target = np.array([w.row() for w in work]), seconds * 1e9 - launch
+    seen = np.flatnonzero(rows.any(axis=0))
+    x = np.where(rows.any(axis=0), 0, start)  # a term that nothing here depends on stays
+    while True:
+        part = np.linalg.lstsq(rows[:, seen] / target[:, None], np.ones(len(target)), None)[0]
+        if (part >= 0).all():
+            break
+        seen = seen[part >= 0]
+    x[seen] = part
     return x
 
 
@@ -195,7 +188,7 @@ def calibrate(
     keep[0] = False
     kept = [w for w, k in zip(work, keep, strict=True) if k]
     x = fit(kept, seconds[keep], launch, np.array([costs[t] for t in TERMS]))
-    modelled = np.array([w.row(x) @ x + launch for w in work]) / 1e9
+    modelled = np.array([w.row() @ x + launch for w in work]) / 1e9
     error = modelled / seconds - 1
     print(f"\n{kind} {name}: median error {np.median(np.abs(error[1:])):.0%}")
     for shape, t, e in zip(list_of, seconds, error, strict=True):

@@ -288,7 +288,8 @@ def plan_tree_attention(
 
     Args:
         block_tables: list of B int32 arrays, or int32 [B, max_pages]; page ids. Entries past a
-            row's length are ignored.
+            row's length are ignored. That no row names a page twice is the caller's duty: it is
+            not looked for, and such a page's keys count as often as it is named.
         kv_lens: int32 [B], tokens of each row, its own query tokens included. 0 = an empty row.
         q_lens: int32 [B], query tokens of each row, default 1 each. The queries are the row's last
             tokens and causal among themselves.

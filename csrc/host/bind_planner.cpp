@@ -127,7 +127,6 @@ ttc::PlanOptions make_options(int64_t page_size, int64_t num_q_heads, int64_t nu
             number("partial"),
             number("bytes_per_ns"),
             number("flops_per_ns"),
-            cost["overlap"].cast<bool>(),
             cost["row_quantum"].cast<int32_t>(),
             cost["key_quantum"].cast<int32_t>()};
   return o;

@@ -14,11 +14,10 @@ struct CostModel {
   double row;           // a row of the item: loading the query, writing the output
   double token;          // reading one key and one value and making them ready
   double token_again;    // ... for each further tile of queries over the same keys
-  double row_token;      // one row of the tile against one key
+  double row_token;     // one row of the tile against one key, as far as it is not hidden behind reading
   double partial;        // writing one row's partial, reading it back, merging it
   double bytes_per_ns;   // memory bandwidth of the whole device
   double flops_per_ns;   // matrix products of the whole device
-  bool overlap;          // reading and multiplying happen at the same time
   int32_t row_quantum;   // rows are padded to a multiple of this power of two; 0: to the tile class
   int32_t key_quantum;   // keys are padded to a multiple of this power of two
 };
@@ -40,11 +39,10 @@ struct Tiling {
 // The cost of an item as a function of its keys, for a fixed number of query tokens.
 struct ItemCost {
   double fixed = 0, partial = 0, per_token = 0, per_key = 0;
-  bool overlap = false;
   int64_t key_quantum = 1;
 
   ItemCost() = default;
-  ItemCost(const CostModel& c, const Tiling& t, int32_t queries) : overlap(c.overlap), key_quantum(c.key_quantum) {
+  ItemCost(const CostModel& c, const Tiling& t, int32_t queries) : key_quantum(c.key_quantum) {
     const int32_t full = queries < t.tile_queries ? 0 : queries / t.tile_queries;
     const int32_t rest = queries - full * t.tile_queries, tiles = full + (rest > 0);
     const auto padded = [&](int32_t q) -> int64_t {
@@ -61,7 +59,7 @@ struct ItemCost {
   double operator()(int64_t tokens, bool is_partial) const {
     if (tokens == 0) return 0;
     const double read = per_token * double(tokens), multiply = per_key * double(pad(tokens, key_quantum));
-    return fixed + (is_partial ? partial : 0) + (overlap ? std::max(read, multiply) : read + multiply);
+    return fixed + (is_partial ? partial : 0) + read + multiply;
   }
 };
 

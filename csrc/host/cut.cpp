@@ -38,12 +38,10 @@ TTC_CLONES void close_costs(const ItemCost& cost, int32_t end, double whole_fixe
                             int32_t count, double* out) {
   const double fixed = cost.fixed + cost.partial, per_token = cost.per_token, per_key = cost.per_key;
   const auto quantum = int32_t(cost.key_quantum);
-  const bool overlap = cost.overlap;
   for (int32_t i = 0; i < count; ++i) {
     const int32_t tokens = end - begin[i];
     const double read = per_token * tokens, multiply = per_key * ((tokens + quantum - 1) & -quantum);
-    const double sum = read + multiply, larger = read > multiply ? read : multiply;
-    const double work = (overlap ? larger : sum) + (begin[i] == 0 ? whole_fixed : fixed);
+    const double work = read + multiply + (begin[i] == 0 ? whole_fixed : fixed);
     out[i] = below + (tokens == 0 ? 0 : work);
   }
 }

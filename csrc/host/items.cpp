@@ -179,7 +179,8 @@ void Items::describe(PlanStats& s) const {
   }
   const double merge = o_.cost.partial * double(num_partials * o_.num_q_heads) / workers;
   const double busy = std::max(bound, total / workers) + merge;
-  s.modelled_us = (o_.cost.launch + std::max(busy, double(s.kv_bytes) / o_.cost.bytes_per_ns)) / 1e3;
+  const double bytes = double(s.kv_bytes) / o_.cost.bytes_per_ns, flops = double(s.flops) / o_.cost.flops_per_ns;
+  s.modelled_us = (o_.cost.launch + std::max({busy, bytes, flops})) / 1e3;
 }
 
 }  // namespace ttc

@@ -159,8 +159,8 @@ PlanStats make_plan(std::span<PlanRow> rows, const PlanOptions& options, const A
   Items items(trie, rows, queries, options, memory);
   items.add(rectangles);
   items.finish();
-  items.describe(stats);
   count_tokens(trie, rows, queries, options, stats, memory);
+  items.describe(stats);
   const auto unique_bytes =
       double(stats.unique_kv_tokens * 2 * options.num_kv_heads * options.head_dim * options.element_bytes);
   stats.floor_us =

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import ttc_kernels
+from bench.workloads import published_trees
 from ttc_kernels import _host
+from ttc_kernels._plan_costs import cost_model
 from ttc_kernels.testing import from_nodes, random_forest
 
 HEADS = {"num_q_heads": 8, "num_kv_heads": 2, "head_dim": 64, "dtype": torch.float32}
@@ -180,7 +182,6 @@ def random_cost(rng: np.random.Generator) -> dict:
         "partial": float(rng.choice([0, 5, 50, 500])),
         "bytes_per_ns": 20.0,
         "flops_per_ns": 100.0,
-        "overlap": on_gpu,
         "row_quantum": 0 if on_gpu else 4,
         "key_quantum": int(rng.choice([1, 16, 64])),
     }
@@ -286,3 +287,50 @@ def test_rectangles_span_a_bounded_number_of_nodes():
         runs = [r for r in rectangles.tolist() if r[0] <= i < r[1]]
         assert runs[0][2] == 0 and runs[-1][3] >= load.kv_lens[order[i]]
         assert all(a[3] == b[2] for a, b in itertools.pairwise(runs))
+
+
+# ---- device memory
+
+
+@pytest.mark.parametrize("kind,workers", [("sm_80", 216), ("sm_90", 264), ("sm_100", 296)])
+@pytest.mark.parametrize("heads", [(32, 32), (16, 8), (32, 8), (64, 8)])
+def test_bandwidth_bound_trees_read_each_key_once(kind, workers, heads):
+    """On a GPU the cut by cost reads at most 1.05 times the unique keys and values.
+
+    Bandwidth-bound: reading each key and value once takes longer than all products, and moves at
+    least twice the bytes of one partial, written and read, for each query and node of its path.
+    """
+    num_q_heads, num_kv_heads = heads
+    cost = dict(cost_model(kind, torch.bfloat16, 2, 128))
+    options = _host.PlanOptions(
+        page_size=16,
+        num_q_heads=num_q_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=128,
+        element_bytes=2,
+        window_left=-1,
+        deterministic=False,
+        num_workers=workers,
+        max_tile_rows=cost.pop("max_tile_rows"),
+        fixed_tile_rows=0,
+        cost=cost,
+    )
+    checked = 0
+    for tree in published_trees():
+        pages = tree.pages(16)
+        rows = len(pages.kv_lens)
+        stats = _host.plan(
+            options, pages.block_tables, pages.kv_lens, np.ones(rows, np.int32), None, [], empty
+        )[1]
+        unique = stats["unique_kv_tokens"] * 2 * num_kv_heads * 128 * 2
+        partials = 2 * rows * tree.depth * num_q_heads * (128 + 2) * 4
+        by_bytes = unique / cost["bytes_per_ns"] > stats["flops"] / cost["flops_per_ns"]
+        if not by_bytes or unique < 2 * partials:
+            continue
+        checked += 1
+        assert stats["kv_bytes"] <= 1.05 * unique, tree.name
+    assert checked >= 8
+
+
+def empty(rows: int, queries: int, ints: int, partials: int) -> np.ndarray:
+    return np.empty(ints, np.int32)
