@@ -5,8 +5,8 @@
     python -m bench.calibrate --isa avx512 avx2 portable --write
     python -m bench.calibrate --device cuda --write
 
-On a CPU one thread is timed, so that a busy machine spoils the figures less; the limits of the
-whole machine (its bandwidth, its rate of matrix products) are measured with all of them.
+On a CPU one thread is timed, so that a busy machine spoils the figures less; the bandwidth is
+measured with all of them, and the rate of matrix products is that of one, times their number.
 
 Plans of simple shapes are timed: groups of rows over pages of their own, so that every item of a
 plan costs the same. The constants are the non-negative least squares fit of the relative errors.
@@ -201,9 +201,21 @@ def calibrate(
     product = torch.float32 if in_fp32 else dtype
     roofline = Roofline.measure(product, device, seconds=1.0)
     torch.set_num_threads(1)
+    flops = _thread_flops(product) if device.type == "cpu" else roofline.flops_per_s
     constants = {t: float(f"{v:.3g}") for t, v in zip(TERMS, x, strict=True)}
-    constants["flops_per_ns"] = float(f"{roofline.flops_per_s / 1e9:.3g}")
+    constants["flops_per_ns"] = float(f"{flops / 1e9:.3g}")
     return kind, constants, launch, roofline
+
+
+def _thread_flops(dtype: torch.dtype) -> float:
+    """Rate of a matrix product on all cores, from the time that one thread ran."""
+    side, best = 1024, float("inf")
+    a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
+    for _ in range(10):
+        start = time.thread_time()
+        torch.mm(a, b)
+        best = min(best, time.thread_time() - start)
+    return 2 * side**3 / best * (os.cpu_count() or 1)
 
 
 def write(table: dict) -> None:

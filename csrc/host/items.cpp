@@ -89,6 +89,10 @@ void Items::finish() {
 }
 
 void Items::add_tiles(const Run& run) {
+  // Tiles of one run share the cost of reading its keys for the first time.
+  const int32_t per_tile = o_.tiling.tile_queries, queries = run.q_end - run.q_begin;
+  const int32_t tiles = queries <= per_tile ? 1 : (queries + per_tile - 1) / per_tile;
+  const double per_token = (o_.cost.token + o_.cost.token_again * (tiles - 1)) / tiles;
   for (int32_t q = run.q_begin; q < run.q_end; q += int32_t(o_.tiling.tile_queries)) {
     const int32_t count = std::min(int32_t(o_.tiling.tile_queries), run.q_end - q);
     WorkItem item{q, count, run.k_begin, run.k_end, run.page_offset, -1, o_.tiling.class_of(count), 0};
@@ -114,6 +118,7 @@ void Items::add_tiles(const Run& run) {
     for (int32_t i = q; i < q + count && !queries_.draft.empty(); ++i)
       item.has_draft |= queries_.draft[i].row_begin >= 0;
     if (costs_.empty() || items_.back().q_count != count) cost_ = ItemCost(o_.cost, o_.tiling, count);
+    cost_.per_token = per_token;
     items_.push_back(item);
     costs_.push_back(float(cost_(tokens, false)));
     read_tokens_ += tokens;
