@@ -21,18 +21,20 @@ class FewRowsTile : Tile<Dot, Src> {
   using typename Base::Vec;
   using Base::a_, Base::p_, Base::dim_, Base::steps_, Base::lookahead_, Base::W;
   static constexpr int kPanel = 2 * W;
-  // Dimensions at a time: as many sums as half of the registers hold.
+  // Keys and dimensions at a time: as many sums as half of the registers hold.
   static constexpr int kMaxSums = W == 16 ? 16 : 8;
+  static constexpr int kScorePanels = 4 * R <= kMaxSums ? 2 : 1;
   static constexpr int kPanels = 2 * R < kMaxSums ? kMaxSums / (2 * R) : 1;
 
  public:
-  explicit FewRowsTile(const TileArgs& args) : Base(args, R), panel_(static_cast<float*>(args.scratch.k)), products_(static_cast<float*>(args.scratch.v)) {}
+  explicit FewRowsTile(const TileArgs& args) : Base(args, R), panels_(static_cast<float*>(args.scratch.k)), products_(static_cast<float*>(args.scratch.v)) {}
 
   int run() {
     return Base::run([&](int64_t k, int n) {
       int j = 0;
-      for (; j + W < n; j += 2 * W) scores<2>(j, n);
-      if (j < n) scores<1>(j, n);
+      for (; j + (kScorePanels * 2 - 1) * W < n; j += kScorePanels * 2 * W) scores<kScorePanels, 2>(j, n);
+      for (; j + W < n; j += 2 * W) scores<1, 2>(j, n);
+      if (j < n) scores<1, 1>(j, n);
       for (int h = 0; h < a_.num_heads; ++h) {
         Base::select(h);
         Base::softmax_rows(0, a_.item->q_count, k, n);
@@ -43,21 +45,22 @@ class FewRowsTile : Tile<Dot, Src> {
   }
 
  private:
-  // NV x W keys from j0 on, of a tile of n, through a panel that stays in the first-level cache.
-  template <int NV>
+  // NP x NV x W keys from j0 on, of a tile of n, through panels that stay in the first-level cache.
+  template <int NP, int NV>
   void scores(int j0, int n) {
+    const int64_t stride = int64_t(steps_ + 1) * NV * W;
     for (int h = 0; h < a_.num_heads; ++h) {
       Base::select(h);
-      for (int v = 0; v < NV; ++v) {
+      for (int v = 0; v < NP * NV; ++v) {
         const Src* const* rows = lookahead_.key_rows() + j0 + v * W;
-        const int left = n - j0 - v * W;
-        if (left >= W)
-          transpose<true, NV>(rows, W, h, panel_ + v * W);
+        float* const dst = panels_ + v / NV * stride + v % NV * W;
+        if (const int left = n - j0 - v * W; left >= W)
+          transpose<true, NV>(rows, W, h, dst);
         else
-          transpose<false, NV>(rows, left, h, panel_ + v * W);
+          transpose<false, NV>(rows, left, h, dst);
       }
-      Micro<Dot>::template run<R, 1, NV>(
-          {Base::q_, steps_, reinterpret_cast<Elem*>(panel_), steps_, 0, Base::s_ + j0, kTileKeys, nullptr});
+      Micro<Dot>::template run<R, NP, NV>(
+          {Base::q_, steps_, reinterpret_cast<Elem*>(panels_), steps_, stride, Base::s_ + j0, kTileKeys, nullptr});
     }
   }
 
@@ -126,7 +129,7 @@ class FewRowsTile : Tile<Dot, Src> {
       }
   }
 
-  float* const panel_;     // [steps][2 vectors]
+  float* const panels_;    // [panels][steps + 1][2 vectors]
   float* const products_;  // [heads][R][dim]: the run's sums so far
 };
 
