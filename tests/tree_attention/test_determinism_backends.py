@@ -90,7 +90,7 @@ def test_auto_plans_do_change_bits(attend):
     alone = attend([me], deterministic=False)
     changed = False
     for fork in (3, 5, 9, 13):
-        rows = [me, *[sibling(0, fork)] * 40]
+        rows = [me, *(sibling(i, fork) for i in range(40))]
         together = attend(rows, deterministic=False)
         torch.testing.assert_close(together[0], alone[0], rtol=1e-2, atol=1e-3)
         changed |= not torch.equal(together[0], alone[0]) or not torch.equal(together[1], alone[1])
