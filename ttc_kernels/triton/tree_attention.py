@@ -77,7 +77,9 @@ def config(q_dtype: str, kv_dtype: str, head_dim: int, soft_cap: bool, capabilit
         elif head_dim == 256:
             rows = 16
     elif head_dim == 256:
-        rows, keys, keys_small = 32, 32, 32
+        # On sm_100 the accumulator lies in tensor memory.
+        tensor_memory = capability >= 100 and kv_dtype == q_dtype
+        rows, keys, keys_small = 64 if tensor_memory else 32, 32, 32
     elif capability < 90:
         keys = 32
     elif head_dim != 96 and kv_dtype == q_dtype and not soft_cap:
