@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -177,7 +178,8 @@ def main() -> int:
     step = parser.parse_args().check
     names = {key(name, architecture) for name, architecture, *_ in entries()}
     indices = range(0, len(names), step or 1)
-    with ProcessPoolExecutor(2) as pool:
+    spawn = multiprocessing.get_context("spawn")  # a forked copy of torch's threads would hang
+    with ProcessPoolExecutor(2, mp_context=spawn) as pool:
         measured = dict(pool.map(measure, indices))
     if not step:
         table = {"triton": triton.__version__, "kernels": dict(sorted(measured.items()))}
