@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DETERMINISTIC_CHUNK: int
 
 class OutOfPages(RuntimeError): ...
 
@@ -44,7 +43,8 @@ class PlanOptions:
         head_dim: int,
         element_bytes: int,
         window_left: int,
-        deterministic: bool,
+        chunk: int,
+        fold: bool,
         num_workers: int,
         max_tile_rows: int,
         fixed_tile_rows: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,16 @@ __all__ = [
 # csrc/common/plan_layout.h: length of the header, and PlanHeader::num_partials, ::max_page
 _HEADER_INTS, _HEADER_PARTIALS, _HEADER_MAX_PAGE = 32, 6, 14
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _Chunks(NamedTuple):
+    """Where deterministic plans cut: at multiples of `tokens`; `fold`: the kernel can fold chunks."""
+
+    tokens: int
+    fold: bool
+
+
+_CHUNKS = {"cpu": _Chunks(128, True), "cuda": _Chunks(256, False)}
 # Programs of a persistent GPU kernel on one multiprocessor.
 _WORKERS_PER_SM = 2
 
@@ -53,7 +63,7 @@ class PlanCapacity:
     ) -> PlanCapacity:
         """Room for every deterministic plan of a batch, and for nearly all others.
 
-        Only plans cut by cost for trees with many more forks than `max_kv_len / 256` on one path
+        Only plans cut by cost for trees with many more forks than `max_kv_len / 128` on one path
         can be larger; `plan.replan` then raises.
 
         Args:
@@ -67,7 +77,7 @@ class PlanCapacity:
             8
         """
         queries = rows * max_q_len
-        chunks = -(-max_kv_len // 256) + 4
+        chunks = -(-max_kv_len // 128) + 4
         items = queries * chunks
         pages = rows * (-(-max_kv_len // page_size) + chunks)
         ints = _HEADER_INTS + rows + 8 * items + pages + (3 + 4 + 2) * queries + items + 128
@@ -307,7 +317,7 @@ def plan_tree_attention(
             the other rows.
         reserved_lens: int32 [B], tokens up to which `plan.update` may grow each row, inside the
             pages of its table; default: to the end of its last page (a deterministic plan: of its
-            last chunk of 256 tokens, if that comes first).
+            last chunk of 128 tokens, on a GPU 256, if that comes first).
         capacity: what `plan.replan` must be able to hold; default: a plan of this size.
 
     Returns:
@@ -340,7 +350,8 @@ def plan_tree_attention(
         "head_dim": int(head_dim),
         "element_bytes": kv_dtype.itemsize,
         "window_left": int(window_left),
-        "deterministic": bool(deterministic),
+        "chunk": _CHUNKS[device.type].tokens if deterministic else 0,
+        "fold": deterministic and _CHUNKS[device.type].fold,
         "num_workers": _num_workers(device),
         "max_tile_rows": costs.pop("max_tile_rows"),
         "fixed_tile_rows": _fixed_tile(device, dtype, num_q_heads, num_kv_heads)

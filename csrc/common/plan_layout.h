@@ -52,7 +52,7 @@ struct PlanHeader {
   int32_t page_size, num_q_heads, num_kv_heads, head_dim;
   int32_t window_left;  // -1: unlimited
   int32_t max_page;     // largest page id in use, -1 if none
-  int32_t deterministic;
+  int32_t chunk;  // deterministic: items that begin at 0 and are longer are folded chunk by chunk; 0: not
   int32_t items, pages, q_token, q_row, q_back, draft, merge_query, merge_ptr, merge_slot;
   int32_t reserved[7];
 };

@@ -99,4 +99,25 @@ void split_long(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr,
   rectangles = std::move(out);
 }
 
+void join_first_chunks(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr, const PlanOptions& options) {
+  double total = 0;
+  for (const Rectangle& r : rectangles) {
+    const Part p(r, query_ptr, options);
+    total += p.unit * p.tiles * double(options.num_kv_heads);
+  }
+  const double largest = total / double(options.num_workers) / 2;  // half of a worker's share
+  size_t kept = 0;
+  for (const Rectangle& r : rectangles) {
+    Rectangle joined = kept > 0 ? rectangles[kept - 1] : r;
+    const bool follows = kept > 0 && joined.k_begin == 0 && joined.k_end == r.k_begin &&
+                         joined.row_begin == r.row_begin && joined.row_end == r.row_end;
+    joined.k_end = r.k_end;
+    if (follows && Part(joined, query_ptr, options).unit <= largest)
+      rectangles[kept - 1] = joined;
+    else
+      rectangles[kept++] = r;
+  }
+  rectangles.resize(kept);
+}
+
 }  // namespace ttc

@@ -109,11 +109,11 @@ py::tuple cut(const ttc::PlanOptions& options, const py::object& block_tables, c
 }
 
 ttc::PlanOptions make_options(int64_t page_size, int64_t num_q_heads, int64_t num_kv_heads, int64_t head_dim,
-                              int64_t element_bytes, int64_t window_left, bool deterministic, int64_t num_workers,
+                              int64_t element_bytes, int64_t window_left, int64_t chunk, bool fold, int64_t num_workers,
                               int64_t max_tile_rows, int64_t fixed_tile_rows, const py::dict& cost) {
   const auto number = [&](const char* name) { return cost[name].cast<double>(); };
   ttc::PlanOptions o{page_size,   num_q_heads,   num_kv_heads, head_dim, element_bytes,
-                     window_left, deterministic, num_workers,  {},       {}};
+                     window_left, chunk,         fold,         num_workers, {},       {}};
   ttc::check_options(o);
   const int64_t group = num_q_heads / num_kv_heads;
   const int64_t tile_rows = fixed_tile_rows ? fixed_tile_rows : max_tile_rows;
@@ -135,7 +135,6 @@ ttc::PlanOptions make_options(int64_t page_size, int64_t num_q_heads, int64_t nu
 }  // namespace
 
 void bind_planner(py::module_& m) {
-  m.attr("DETERMINISTIC_CHUNK") = ttc::kDeterministicChunk;
   m.def(
       "is_int32_vectors",
       [](const py::sequence& items) {
@@ -147,7 +146,7 @@ void bind_planner(py::module_& m) {
   py::class_<ttc::PlanOptions>(m, "PlanOptions", "What all plans of one TreeAttentionPlan have in common.")
       .def(py::init(&make_options), py::kw_only(), py::arg("page_size"), py::arg("num_q_heads"),
            py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("element_bytes"), py::arg("window_left"),
-           py::arg("deterministic"), py::arg("num_workers"), py::arg("max_tile_rows"), py::arg("fixed_tile_rows"),
+           py::arg("chunk"), py::arg("fold"), py::arg("num_workers"), py::arg("max_tile_rows"), py::arg("fixed_tile_rows"),
            py::arg("cost"))
       .def(
           "item_cost",

@@ -13,6 +13,8 @@ void check_options(const PlanOptions& o) {
     refuse("num_q_heads must be a positive multiple of num_kv_heads, got ", o.num_q_heads, " and ", o.num_kv_heads);
   if (o.head_dim != 64 && o.head_dim != 96 && o.head_dim != 128 && o.head_dim != 256)
     refuse("head_dim must be 64, 96, 128 or 256, got ", o.head_dim);
+  if (o.chunk < 0 || o.chunk % 128 != 0) refuse("chunk must be 0 or a multiple of 128, got ", o.chunk);
+  if (o.fold && o.chunk != 128) refuse("fold needs chunk 128, got ", o.chunk);
   if (o.window_left < -1) refuse("window_left must be -1 (unlimited) or >= 0, got ", o.window_left);
 }
 
@@ -28,7 +30,7 @@ void prepare_row(PlanRow& row, int64_t i, const PlanOptions& o) {
            o.page_size, ", got ", row.num_table_pages);
   if (row.reserved_len == kDefaultReserve) {
     row.reserved_len = present * o.page_size;
-    if (o.deterministic) row.reserved_len = std::min(row.reserved_len, round_up(row.kv_len, kDeterministicChunk));
+    if (o.chunk) row.reserved_len = std::min(row.reserved_len, round_up(row.kv_len, o.chunk));
   }
   if (row.reserved_len < row.kv_len)
     refuse("reserved_lens[", i, "] must be at least kv_lens[", i, "] = ", row.kv_len, ", got ", row.reserved_len);

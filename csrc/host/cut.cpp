@@ -9,7 +9,7 @@
 namespace ttc {
 
 Vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options, std::pmr::memory_resource* memory) {
-  const int64_t page = options.page_size, chunk = kDeterministicChunk;
+  const int64_t page = options.page_size, chunk = options.chunk;
   Vector<Rectangle> out(memory);
   out.reserve(2 * trie.nodes.size());
   const auto add = [&](const TrieNode& n, int64_t begin, int64_t end) {

@@ -17,7 +17,7 @@ struct Rectangle {
 // Both cover each row's path exactly once, in path order. query_ptr[i] is the first planned query of
 // depth-first row i.
 
-// Cuts at multiples of kDeterministicChunk and nowhere else.
+// Cuts at multiples of PlanOptions::chunk and nowhere else.
 Vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options, std::pmr::memory_resource* memory);
 
 // Modelled time of one worker, per KV head, in nanoseconds.
@@ -36,5 +36,8 @@ Vector<Rectangle> cut_by_cost(const Trie& trie, const Vector<int32_t>& query_ptr
 // Cuts rectangles along the keys where some worker would otherwise be left with too large a piece.
 void split_long(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr, const PlanOptions& options,
                 std::pmr::memory_resource* memory);
+
+// Joins the chunks from 0 on of a deterministic cut, as far as the balance allows.
+void join_first_chunks(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr, const PlanOptions& options);
 
 }  // namespace ttc

@@ -55,7 +55,7 @@ void Items::add_runs(const Rectangle& r, int32_t page_offset, int32_t tokens) {
     --items_over_[q_end];
   };
   // Decoding without a window: a row below a node sees the node, for it has a page there.
-  const bool all_see = queries_.one_each && o_.window_left < 0 && o_.page_size <= kDeterministicChunk;
+  const bool all_see = queries_.one_each && o_.window_left < 0 && (!o_.chunk || o_.page_size <= o_.chunk);
   if (all_see) return add(begin, end);
   int32_t open = -1;
   for (int32_t q = begin; q < end; ++q) {
@@ -71,7 +71,7 @@ void Items::finish() {
   items_.reserve(runs_.size() + runs_.size() / 4);
   costs_.reserve(items_.capacity());
   for (const Run& run : runs_) {
-    if (!o_.deterministic) {
+    if (!o_.chunk || o_.fold) {
       add_tiles(run);
       continue;
     }

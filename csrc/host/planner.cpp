@@ -19,7 +19,7 @@ namespace {
 // Keys left of every window are in no rectangle. Deterministic plans keep their chunks whole.
 void trim_to_window(Vector<Rectangle>& rectangles, const Queries& queries, std::span<const PlanRow> rows,
                     const PlanOptions& o) {
-  if (o.window_left < 0 || o.deterministic) return;
+  if (o.window_left < 0 || o.chunk) return;
   constexpr int64_t kAlign = 128;
   std::erase_if(rectangles, [&](Rectangle& r) {
     int64_t first = r.k_end;
@@ -58,7 +58,7 @@ std::string decision(const PlanStats& s, const CutCosts& costs, const PlanOption
   const double path_times = double(s.path_kv_tokens) / double(s.unique_kv_tokens);
   char text[256];
   const auto us = [&](double ns) { return ns * double(o.num_kv_heads) / double(o.num_workers) / 1e3; };
-  if (o.deterministic)
+  if (o.chunk)
     std::snprintf(text, sizeof text,
                   "cut at fixed positions: %lld rectangles over %lld nodes, each key read %.2f times instead of %.2f",
                   static_cast<long long>(s.rectangles), static_cast<long long>(s.trie_nodes), times, path_times);
@@ -110,7 +110,7 @@ PlanHeader lay_out(int64_t num_rows, const Queries& queries, const Items& items,
   h.num_kv_heads = int32_t(o.num_kv_heads);
   h.head_dim = int32_t(o.head_dim);
   h.window_left = int32_t(std::min<int64_t>(o.window_left, std::numeric_limits<int32_t>::max()));
-  h.deterministic = o.deterministic;
+  h.chunk = int32_t(o.chunk);
   return h;
 }
 
@@ -150,12 +150,13 @@ PlanStats make_plan(std::span<PlanRow> rows, const PlanOptions& options, const A
   const Queries queries(trie, rows, memory);
   PlanStats stats;
   CutCosts costs{};
-  Vector<Rectangle> rectangles = options.deterministic ? cut_deterministic(trie, options, memory)
+  Vector<Rectangle> rectangles = options.chunk ? cut_deterministic(trie, options, memory)
                                                        : cut_by_cost(trie, queries.row_ptr, options, costs, memory);
   stats.trie_nodes = int64_t(trie.nodes.size());
   stats.rectangles = int64_t(rectangles.size());
   trim_to_window(rectangles, queries, rows, options);
-  if (!options.deterministic) split_long(rectangles, queries.row_ptr, options, memory);
+  if (!options.chunk) split_long(rectangles, queries.row_ptr, options, memory);
+  if (options.fold) join_first_chunks(rectangles, queries.row_ptr, options);
   Items items(trie, rows, queries, options, memory);
   items.add(rectangles);
   items.finish();

@@ -26,7 +26,8 @@ struct PlanOptions {
   int64_t page_size, num_q_heads, num_kv_heads, head_dim;
   int64_t element_bytes;  // of a key or value
   int64_t window_left;    // -1: unlimited
-  bool deterministic;
+  int64_t chunk;          // deterministic plans cut at multiples of this many tokens only; 0: cut by cost
+  bool fold;              // the kernel folds the chunks of items that begin at 0: those may span several
   int64_t num_workers;
   Tiling tiling;
   CostModel cost;
@@ -44,9 +45,6 @@ struct PlanStats {
 struct PlanSize {
   int64_t rows, queries, ints, partials;
 };
-
-// Deterministic plans cut at multiples of this many tokens and nowhere else.
-constexpr int64_t kDeterministicChunk = 256;
 
 // Plans, asks `allocate` for the buffer (PlanSize::ints long) and writes it. Rows get their default
 // reserve. Throws std::invalid_argument with the row and the value for anything inconsistent, before

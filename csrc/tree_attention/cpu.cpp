@@ -62,19 +62,20 @@ TileScratch carve(Arena& arena, int64_t group, int64_t dim) {
   // Sizes for fp32 operands; bf16 ones need half of it.
   const int64_t keys = kMaxTileHeads * packed_head(dim);
   const int64_t scores = std::min<int64_t>(rows, std::max<int64_t>(group, kMaxTileRows)) * kTileKeys;
-  const int64_t sizes[] = {rows * dim, keys, keys, scores / 2, scores,
-                           rows * dim, rows,            rows,            rows,                 2 * rows,
-                           2 * rows};
+  const int64_t sizes[] = {rows * dim, keys, keys, scores / 2, scores, rows * dim, rows,    rows,
+                           rows,       rows, rows * dim,       rows,   rows,       2 * rows, 2 * rows};
+  constexpr int kParts = sizeof sizes / sizeof *sizes;
   int64_t total = 0;
   for (const int64_t s : sizes) total += (s + 15) / 16 * 16;
   auto* at = reinterpret_cast<float*>(arena.reserve(size_t(total) * sizeof(float)));
-  float* part[11];
-  for (int i = 0; i < 11; ++i) {
+  float* part[kParts];
+  for (int i = 0; i < kParts; ++i) {
     part[i] = at;
     at += (sizes[i] + 15) / 16 * 16;
   }
-  return {part[0], part[1], part[2], part[3], part[4], part[5], part[6], part[7], part[8],
-          reinterpret_cast<int64_t*>(part[9]), reinterpret_cast<int64_t*>(part[10])};
+  return {part[0], part[1], part[2], part[3],  part[4],  part[5],  part[6],
+          part[7], part[8], part[9], part[10], part[11], part[12], reinterpret_cast<int64_t*>(part[13]),
+          reinterpret_cast<int64_t*>(part[14])};
 }
 
 // A piece of work for one worker: some KV heads of an item.

@@ -41,6 +41,10 @@ class FewRowsTile : Tile<Dot, Src> {
       }
       for (j = 0; j + W <= n; j += W) values<true>(j, n);
       if (j < n) values<false>(j, n);
+      for (int h = 0; Base::folds_ && h < a_.num_heads; ++h) {
+        Base::select(h);
+        Base::fold_chunk();
+      }
     });
   }
 

@@ -5,7 +5,7 @@
 
 namespace ttc {
 
-constexpr int kTileKeys = 128;  // keys handled at once; divides the planner's deterministic chunk
+constexpr int kTileKeys = 128;  // keys handled at once; divides the planner's chunk
 // Query rows (a lone GQA group may exceed both):
 constexpr int kMaxTileRows = 128;  // of all KV heads of a unit of several, and of the scores at hand
 constexpr int kMaxUnitRows = 512;  // of a unit of one KV head, for which keys are packed once
@@ -18,7 +18,8 @@ constexpr int64_t packed_head(int64_t dim) { return (kTileKeys + 16) * (dim + 16
 // One worker's memory, all 64-byte aligned.
 struct TileScratch {
   void *q, *k, *v, *p;  // packed operands
-  float *s, *o, *m, *l, *alpha;
+  float *s, *o, *m, *l, *alpha, *beta;
+  float *folded_o, *folded_m, *folded_l;  // the chunks before the present one
   int64_t *lo, *hi;
 };
 

@@ -48,7 +48,7 @@ TTC_INLINE void load_keys(typename Dot::Vec* r, const Src* const* rows, int n, i
 template <class Dot, class Src>
 inline constexpr int kBlockLines = Dot::Simd::kWidth * Dot::Simd::kWidth * Dot::kStep * int(sizeof(Src)) / 64;
 
-// C = (scale ? scale[row] * C : 0) + A B, with B in panels of 2 vectors, the last maybe of 1.
+// C = (scale ? scale[row] * C : 0) + (product_scale ? product_scale[row] : 1) A B, with B in panels of 2 vectors, the last maybe of 1.
 template <class Elem>
 struct GemmOperands {
   const Elem* a;  // [rows][lda]
@@ -58,6 +58,7 @@ struct GemmOperands {
   float* c;  // [rows][ldc]
   int64_t ldc;
   const float* scale;
+  const float* product_scale = nullptr;  // only where all steps are one run
 };
 
 template <class Dot>
@@ -100,6 +101,8 @@ struct Micro {
           float* c = x.c + r * x.ldc + v * W;
           if (k0 > 0)
             acc[r][v] = S::add(S::load(c), acc[r][v]);
+          else if (x.product_scale)
+            acc[r][v] = S::fma(acc[r][v], S::set1(x.product_scale[r]), S::mul(S::load(c), S::set1(x.scale[r])));
           else if (x.scale)
             acc[r][v] = S::fma(S::load(c), S::set1(x.scale[r]), acc[r][v]);
           S::store(c, acc[r][v]);
@@ -135,6 +138,7 @@ struct Micro {
       x.a += height * x.lda;
       x.c += height * x.ldc;
       if (x.scale) x.scale += height;
+      if (x.product_scale) x.product_scale += height;
     }
   }
 };

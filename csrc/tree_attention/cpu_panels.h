@@ -95,6 +95,10 @@ class PanelTile : Tile<Dot, Src> {
     const int padded = Base::padded(n), queries = std::max(1, kScoreRows / group_);
     const int64_t head = Base::head_ * head_elems_;
     const auto ask = [&] { lookahead_.issue(lines_); };
+    // A chunk's products are one run of the micro-kernel, or they must be summed up before.
+    const bool folds_at_once = Base::folds_ && Micro<Dot>::kRun >= kValueSteps;
+    float* const output =
+        folds_at_once ? a_.scratch.folded_o + int64_t(Base::head_) * Base::padded_rows_ * dim_ : Base::o_;
     Base::use_scores(0);
     for (int i = 0; i < a_.item->q_count; i += queries) {
       const int count = std::min(queries, a_.item->q_count - i), rows = count * group_;
@@ -104,11 +108,14 @@ class PanelTile : Tile<Dot, Src> {
                                kTileKeys, nullptr},
                       padded, ask);
       Base::softmax_rows(i, count, k, n);
+      if (folds_at_once) Base::fold_factors(i * group_, rows);
       Micro<Dot>::all(rows,
                       Operands{Base::prob_, kValueSteps, v_ + head, padded / Dot::kStep, panel_stride(kValueSteps),
-                               Base::o_ + row * dim_, dim_, Base::alpha_ + row},
+                               output + row * dim_, dim_, Base::alpha_ + row,
+                               folds_at_once ? Base::beta_ + row : nullptr},
                       dim_, ask);
     }
+    if (Base::folds_ && !folds_at_once) Base::fold_chunk();
   }
 
   const int64_t head_elems_;  // packed keys of one KV head

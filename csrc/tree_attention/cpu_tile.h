@@ -46,23 +46,12 @@ class Tile {
   void merge(int64_t index) {
     const PlanView& plan = *a_.plan;
     const int64_t token = plan.q_token[plan.merge_query[index]];
-    const int64_t begin = plan.merge_ptr[index], end = plan.merge_ptr[index + 1];
     for (int64_t head = 0; head < h_.num_q_heads; ++head) {
       float m = -__builtin_inff(), l = 0;
-      const auto slot = [&](int64_t i) { return int64_t(plan.merge_slot[i]) * h_.num_q_heads + head; };
-      for (int64_t i = begin; i < end; ++i) {
-        const float mi = a_.partial_ml[2 * slot(i)];
-        m = mi > m || mi != mi ? mi : m;
-      }
       __builtin_memset(o_, 0, size_t(dim_) * sizeof(float));
-      for (int64_t i = begin; i < end; ++i) {
-        const float mi = a_.partial_ml[2 * slot(i)], li = a_.partial_ml[2 * slot(i) + 1];
-        if (li == 0) continue;  // an empty partial
-        const float weight = first_lane(S::exp2(S::set1(mi - m)));
-        const Vec w = S::set1(weight);
-        const float* part = a_.partial_out + slot(i) * dim_;
-        for (int d = 0; d < dim_; d += W) S::store(o_ + d, S::fma(S::load(part + d), w, S::load(o_ + d)));
-        l = __builtin_fmaf(li, weight, l);
+      for (int64_t i = plan.merge_ptr[index]; i < plan.merge_ptr[index + 1]; ++i) {
+        const int64_t slot = int64_t(plan.merge_slot[i]) * h_.num_q_heads + head;
+        fold(m, l, o_, a_.partial_ml[2 * slot], a_.partial_ml[2 * slot + 1], a_.partial_out + slot * dim_);
       }
       finish(token, head, o_, m, l);
     }
@@ -83,6 +72,8 @@ class Tile {
     const int64_t end = a_.item->k_end < max_hi_ ? a_.item->k_end : max_hi_;
     int64_t k = a_.item->k_begin;
     while (k + kTileKeys <= min_lo_) k += kTileKeys;  // whole tiles below every window
+    folds_ = h_.chunk == kTileKeys && a_.item->k_begin == 0 && end > kTileKeys;
+    if (folds_) begin_fold();
     for (; k < end; k += kTileKeys) {
       lookahead_.begin_tile(k, end);
       tile(k, lookahead_.keys());
@@ -90,9 +81,69 @@ class Tile {
     }
     for (int h = 0; h < a_.num_heads; ++h) {
       select(h);
-      write();
+      write(folds_);
     }
     return lookahead_.asked();
+  }
+
+  // In a deterministic plan a row's output is the fold of its chunks from left to right, a chunk being a
+  // tile. Items that begin at 0 fold theirs, the others leave one partial each: that changes nothing.
+  void begin_fold() {
+    const int rows = a_.num_heads * padded_rows_;
+    for (int r = 0; r < rows; ++r) a_.scratch.folded_m[r] = -__builtin_inff(), a_.scratch.folded_l[r] = 0;
+    __builtin_memset(a_.scratch.folded_o, 0, size_t(rows) * dim_ * sizeof(float));
+  }
+
+  // The selected head's chunk, of which o_ is the output.
+  void fold_chunk() {
+    const int64_t first = int64_t(head_) * padded_rows_;
+    for (int r = 0; r < rows_; ++r) {
+      const int64_t at = first + r;
+      fold(a_.scratch.folded_m[at], a_.scratch.folded_l[at], a_.scratch.folded_o + at * dim_, m_[r], l_[r],
+           o_ + int64_t(r) * dim_);
+      m_[r] = -__builtin_inff();
+      l_[r] = 0;
+    }
+    __builtin_memset(o_, 0, size_t(rows_) * dim_ * sizeof(float));
+  }
+
+  // The same where the products go to the folded output at once: the factors of it and of the products of
+  // the rows [first, first + count).
+  void fold_factors(int first, int count) {
+    float *const m = a_.scratch.folded_m + int64_t(head_) * padded_rows_, *const l = a_.scratch.folded_l + int64_t(head_) * padded_rows_;
+    for (int r0 = first; r0 < first + count; r0 += W) {
+      float old[W] = {}, add[W] = {};
+      const int n = first + count - r0 < W ? first + count - r0 : W;
+      for (int r = 0; r < n; ++r) {
+        const float more = m_[r0 + r], before = m[r0 + r], top = more > before || more != more ? more : before;
+        const bool empty = l_[r0 + r] == 0;
+        old[r] = empty ? 0 : before - top;
+        add[r] = empty ? -__builtin_inff() : more - top;
+        if (!empty) m[r0 + r] = top;
+      }
+      S::store(old, S::exp2(S::load(old)));
+      S::store(add, S::exp2(S::load(add)));
+      for (int r = 0; r < n; ++r) {
+        alpha_[r0 + r] = old[r];
+        beta_[r0 + r] = add[r];
+        l[r0 + r] = __builtin_fmaf(l_[r0 + r], add[r], l[r0 + r] * old[r]);
+        m_[r0 + r] = -__builtin_inff();
+        l_[r0 + r] = 0;
+      }
+    }
+  }
+
+  // Takes the state of more keys into (m, l, o); into an empty state it is copied bit for bit.
+  TTC_INLINE void fold(float& m, float& l, float* o, float more_m, float more_l, const float* more) const {
+    if (more_l == 0) return;
+    const float top = more_m > m || more_m != more_m ? more_m : m;
+    float change[W] = {m - top, more_m - top};
+    S::store(change, S::exp2(S::load(change)));
+    const Vec old = S::set1(change[0]), add = S::set1(change[1]);
+    for (int d = 0; d < dim_; d += W)
+      S::store(o + d, S::fma(S::load(more + d), add, S::mul(S::load(o + d), old)));
+    l = __builtin_fmaf(more_l, change[1], l * change[0]);
+    m = top;
   }
 
   // Points the state at the unit's h-th KV head.
@@ -105,6 +156,7 @@ class Tile {
     m_ = a_.scratch.m + row;
     l_ = a_.scratch.l + row;
     alpha_ = a_.scratch.alpha + row;
+    beta_ = a_.scratch.beta + row;
   }
 
   // Scores and probabilities stand in the scratch from its given row on; in fp32 they share a place.
@@ -249,19 +301,23 @@ class Tile {
     return x[0];
   }
 
-  void write() {
+  void write(bool folded) {
+    const int64_t first = int64_t(head_) * padded_rows_;
+    const float* const m = folded ? a_.scratch.folded_m + first : m_;
+    const float* const l = folded ? a_.scratch.folded_l + first : l_;
+    const float* const out = folded ? a_.scratch.folded_o + first * dim_ : o_;
     for (int i = 0; i < a_.item->q_count; ++i)
       for (int g = 0; g < group_; ++g) {
         const int r = i * group_ + g;
-        const float* o = o_ + int64_t(r) * dim_;
+        const float* o = out + int64_t(r) * dim_;
         const int64_t head = (a_.kv_head + int64_t(head_)) * group_ + g;
         if (a_.item->partial_base >= 0) {
           const int64_t slot = (a_.item->partial_base + int64_t(i)) * h_.num_q_heads + head;
           __builtin_memcpy(a_.partial_out + slot * dim_, o, size_t(dim_) * sizeof(float));
-          a_.partial_ml[2 * slot] = m_[r];
-          a_.partial_ml[2 * slot + 1] = l_[r];
+          a_.partial_ml[2 * slot] = m[r];
+          a_.partial_ml[2 * slot + 1] = l[r];
         } else {
-          finish(a_.plan->q_token[a_.item->q_begin + i], head, o, m_[r], l_[r]);
+          finish(a_.plan->q_token[a_.item->q_begin + i], head, o, m[r], l[r]);
         }
       }
   }
@@ -287,7 +343,8 @@ class Tile {
   int group_, dim_, rows_, padded_rows_, steps_;
   int head_;  // the unit's KV head that the pointers below belong to
   Elem *q_, *prob_;
-  float *s_, *o_, *m_, *l_, *alpha_;
+  float *s_, *o_, *m_, *l_, *alpha_, *beta_;
+  bool folds_ = false;
 
  private:
   int64_t min_lo_, max_hi_;
