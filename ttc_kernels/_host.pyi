@@ -4,7 +4,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-
 class OutOfPages(RuntimeError): ...
 
 class Branch:

@@ -162,6 +162,7 @@ def tree_attention(
             q, k_cache, v_cache, plan.buffer, scale, logits_soft_cap, out, lse
         )
     else:
+        plan = plan.without_folds()
         floats = plan.capacity.partials * heads * (dim + 2)
         workspace = plan.workspace if plan.workspace is not None else torch.empty(floats)
         if workspace.numel() < floats:

@@ -30,7 +30,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _Chunks(NamedTuple):
-    """Where deterministic plans cut: at multiples of `tokens`; `fold`: the kernel can fold chunks."""
+    """Deterministic plans cut at multiples of `tokens`; `fold`: the kernel can fold chunks."""
 
     tokens: int
     fold: bool
@@ -144,6 +144,7 @@ class TreeAttentionPlan:
         )
         parents = draft_arrays(draft_parents, queries)
         tables = block_table_arrays(block_tables, size)
+        self._tables, self._parents = block_tables, draft_parents
         staging = None
         num_queries = 0
 
@@ -262,6 +263,17 @@ class TreeAttentionPlan:
             3
         """
         self._make(block_tables, kv_lens, q_lens, draft_parents, reserved_lens, self.capacity)
+
+    def without_folds(self) -> TreeAttentionPlan:
+        """This plan for kernels that fold no chunks of an item, as Triton's; itself on a GPU.
+
+        Only tests need another one: Triton's interpreter runs on plans made for the CPU.
+        """
+        if not self._options["fold"]:
+            return self
+        options = {**self._options, "chunk": _CHUNKS["cuda"].tokens, "fold": False}
+        rows = (self._tables, self._kv_lens, self._q_lens, self._parents, self._reserved_lens)
+        return TreeAttentionPlan(rows, options, self.dtype, self.kv_dtype, self.device, None)
 
     def __repr__(self) -> str:
         s = self.stats

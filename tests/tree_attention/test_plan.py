@@ -70,7 +70,7 @@ def test_every_query_is_covered_once_in_path_order():
             assert runs[0][0] == 0 and runs[-1][1] >= 123
             assert all(a[1] == b[0] for a, b in itertools.pairwise(runs))
             if deterministic:
-                assert all(k0 % 256 == 0 for k0, _ in runs)
+                assert all(k0 % 128 == 0 for k0, _ in runs)
 
 
 def items_of(plan):

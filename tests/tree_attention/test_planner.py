@@ -13,7 +13,7 @@ import ttc_kernels
 from bench.workloads import published_trees
 from ttc_kernels import _host
 from ttc_kernels._plan_costs import cost_model
-from ttc_kernels.testing import from_nodes, random_forest
+from ttc_kernels.testing import from_nodes, published_tree, random_forest
 
 HEADS = {"num_q_heads": 8, "num_kv_heads": 2, "head_dim": 64, "dtype": torch.float32}
 HEADER_INTS = 32
@@ -90,7 +90,8 @@ def test_every_visible_pair_is_covered_once(deterministic, window_left):
             assert k_begin < k_end and 0 < q_count * group <= tile_rows and draft == 0
             assert tile_rows in (16, 32, 64, 128)
             if deterministic:
-                assert k_begin % 256 == 0 and k_end <= k_begin + 256 and tile_rows == 128
+                assert k_begin % 128 == 0 and tile_rows == 128
+                assert k_end <= k_begin + 128 or k_begin == 0
             if base >= 0:
                 slots += range(base, base + q_count)
             # The listed pages are those of every row of the item, as far as the row goes.
@@ -142,19 +143,23 @@ def test_row_order_does_not_matter(deterministic):
 @pytest.mark.parametrize("window_left", [-1, 300])
 @pytest.mark.parametrize("page_size", [16, 512])
 def test_a_deterministic_rows_structure_is_its_own(window_left, page_size):
-    """Key ranges, merged or not, and tile class of a query: alone, and beside any siblings."""
+    """Key ranges, merged or not, and tile class of a query: alone, and beside any siblings.
+
+    This is what kernels need that fold no chunks.
+    """
     rng = np.random.default_rng(0)
     checked = 0
     for seed in range(30):
         load = random_forest(seed, max_tokens=700, page_size=page_size, max_q_len=9)
         options = {**HEADS, "page_size": page_size, "deterministic": True}
         options["window_left"] = window_left
-        together = View.of(plan_of(load, deterministic=True, window_left=window_left))
+        plan = plan_of(load, deterministic=True, window_left=window_left)
+        together = View.of(plan.without_folds())
         for row in rng.permutation(np.flatnonzero(load.kv_lens))[:4]:
             alone = View.of(
                 ttc_kernels.plan_tree_attention(
                     [load.block_tables[row]], load.kv_lens[[row]], load.q_lens[[row]], **options
-                )
+                ).without_folds()
             )
             queries = np.flatnonzero(together.q_row == row)
             assert len(queries) == load.q_lens[row]
@@ -165,6 +170,16 @@ def test_a_deterministic_rows_structure_is_its_own(window_left, page_size):
                 assert {i[6] for i in mine} == {i[6] for i in theirs}
                 checked += 1
     assert checked > 100
+
+
+def test_chunks_from_the_beginning_are_one_item():
+    """A shared prompt is one item on the CPU, one for each chunk of keys elsewhere."""
+    load = published_tree([1, 64], [1024, 40])
+    plan = plan_of(load, deterministic=True)
+    folded = [tuple(item[2:4]) for item in View.of(plan).items.tolist() if item[2] < 1024]
+    apart = [tuple(item[2:4]) for item in View.of(plan.without_folds()).items.tolist()]
+    assert set(folded) == {(0, 1024)}
+    assert {(0, 256), (256, 512), (512, 768), (768, 1024)} <= set(apart)
 
 
 # ---- the cut
