@@ -78,7 +78,6 @@ class TreeResult:
     unique_tokens: int
     path_tokens: int
     floor_s: float
-    roofline: dict[str, float]
     skipped: str | None = None
     wrong: str | None = None
     max_abs_error: float | None = None

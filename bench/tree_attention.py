@@ -86,10 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         for index, forest in chosen:
             for heads in args.heads or [forest.heads or _DEFAULT_HEADS]:
-                # A shared machine's limits move within minutes: take them beside the times.
                 limit = limits[dtype]
-                if device.type == "cpu":
-                    limit = Roofline.measure(DTYPES[dtype], device, seconds=0.3)
                 floor_s = limit.floor_s(forest, heads, args.head_dim, DTYPES[dtype].itemsize)
                 result = TreeResult(
                     index,
@@ -100,7 +97,6 @@ def main(argv: list[str] | None = None) -> int:
                     forest.unique_tokens,
                     forest.path_tokens,
                     floor_s,
-                    asdict(limit),
                 )
                 measure(result, forest, settings, limit, clock)
                 results.append(result)

@@ -139,7 +139,7 @@ def test_contenders_take_turns():
 @pytest.fixture
 def no_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measuring the machine takes seconds and is not what these tests are about."""
-    monkeypatch.setattr(Roofline, "measure", lambda *_, **__: Roofline(1e10, 1e11))
+    monkeypatch.setattr(Roofline, "measure", lambda *_: Roofline(1e10, 1e11))
 
 
 @pytest.mark.usefixtures("no_roofline")
