@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 
 import torch
 
 from . import _load  # noqa: F401
-from .tree import TreeAttentionPlan
+from ._attention_input import (
+    OP,
+    check_tensor,
+    check_triton,
+    resolve_backend,
+    split_scale,
+)
+from ._plan import TreeAttentionPlan
 
 __all__ = ["merge_states", "tree_attention"]
 
-_OP = "tree_attention"
 _BACKENDS = ("auto", "cpu", "triton")
-_MAX_GROUP = 512  # query heads to a KV head that the Triton kernel's arithmetic allows
 
 torch.library.define(
     "ttc_kernels::tree_attention_triton",
@@ -31,7 +34,7 @@ def _triton(
     out, lse,
 ):  # fmt: skip
     """The op behind backend="triton"; it may be captured in a CUDA graph."""
-    _check_triton(q, k_cache, v_cache, plan, workspace, k_scales, v_scales, out, lse)
+    check_triton(q, k_cache, v_cache, plan, workspace, k_scales, v_scales, out, lse)
     from .triton.tree_attention import tree_attention as launch
 
     launch(
@@ -125,38 +128,38 @@ def tree_attention(
         (torch.Size([2, 8, 64]), torch.Size([2, 8]))
     """
     if not isinstance(plan, TreeAttentionPlan):
-        raise TypeError(f"{_OP}: plan must be a TreeAttentionPlan, got {type(plan).__name__}")
+        raise TypeError(f"{OP}: plan must be a TreeAttentionPlan, got {type(plan).__name__}")
     if backend not in _BACKENDS:
-        raise ValueError(f"{_OP}: backend must be one of {_BACKENDS}, got {backend!r}")
-    backend = _resolve(backend, plan)
+        raise ValueError(f"{OP}: backend must be one of {_BACKENDS}, got {backend!r}")
+    backend = resolve_backend(backend, plan)
     o = plan._options
     heads, dim = o["num_q_heads"], o["head_dim"]
-    _check("q", q, (plan.num_queries, heads, dim), plan.dtype, plan.device)
+    check_tensor("q", q, (plan.num_queries, heads, dim), plan.dtype, plan.device)
     cache_shape = (None, o["page_size"], o["num_kv_heads"], dim)
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        _check(name, cache, cache_shape, plan.kv_dtype, plan.device)
+        check_tensor(name, cache, cache_shape, plan.kv_dtype, plan.device)
         if cache.shape[0] <= plan.max_page:
             raise ValueError(
-                f"{_OP}: {name} must hold every planned page, the largest is {plan.max_page}, "
+                f"{OP}: {name} must hold every planned page, the largest is {plan.max_page}, "
                 f"got {cache.shape[0]} pages"
             )
-    k_number, k_scales = _scale("k_scale", k_scale, plan)
-    v_number, v_scales = _scale("v_scale", v_scale, plan)
+    k_number, k_scales = split_scale("k_scale", k_scale, plan)
+    v_number, v_scales = split_scale("v_scale", v_scale, plan)
     scale = 1 / math.sqrt(dim) if sm_scale is None else float(sm_scale)
     if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"{_OP}: sm_scale must be positive and finite, got {sm_scale}")
+        raise ValueError(f"{OP}: sm_scale must be positive and finite, got {sm_scale}")
     if not (math.isfinite(logits_soft_cap) and logits_soft_cap >= 0):
-        raise ValueError(f"{_OP}: logits_soft_cap must be >= 0 and finite, got {logits_soft_cap}")
+        raise ValueError(f"{OP}: logits_soft_cap must be >= 0 and finite, got {logits_soft_cap}")
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     else:
-        _check("out", out, tuple(q.shape), plan.dtype, plan.device)
+        check_tensor("out", out, tuple(q.shape), plan.dtype, plan.device)
     if lse is None:
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     else:
-        _check("lse", lse, tuple(q.shape[:2]), torch.float32, plan.device)
+        check_tensor("lse", lse, tuple(q.shape[:2]), torch.float32, plan.device)
         if not lse.is_contiguous():
-            raise ValueError(f"{_OP}: lse must be contiguous, got strides {lse.stride()}")
+            raise ValueError(f"{OP}: lse must be contiguous, got strides {lse.stride()}")
     if backend == "cpu":
         torch.ops.ttc_kernels.tree_attention(
             q, k_cache, v_cache, plan.buffer, scale, logits_soft_cap, out, lse
@@ -167,7 +170,7 @@ def tree_attention(
         workspace = plan.workspace if plan.workspace is not None else torch.empty(floats)
         if workspace.numel() < floats:
             raise ValueError(
-                f"{_OP}: plan.workspace must have {floats} floats for {plan.capacity.partials} "
+                f"{OP}: plan.workspace must have {floats} floats for {plan.capacity.partials} "
                 f"partials, got {workspace.numel()}"
             )
         torch.ops.ttc_kernels.tree_attention_triton(
@@ -213,128 +216,3 @@ def merge_states(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, 
             f"{op}: lses must be float32 on {outs.device}, got {lses.dtype} on {lses.device}"
         )
     return torch.ops.ttc_kernels.merge_states(outs, lses)
-
-
-def _resolve(backend: str, plan: TreeAttentionPlan) -> str:
-    """The backend that a call will run on, or an error that says why it cannot."""
-    on_gpu = plan.device.type == "cuda"
-    if backend == "auto":
-        backend = "triton" if on_gpu else "cpu"
-    if backend == "cpu":
-        if on_gpu:
-            raise ValueError(f'{_OP}: backend "cpu" needs a plan on the cpu, got {plan.device}')
-        if plan.kv_dtype == torch.float8_e4m3fn:
-            raise TypeError(
-                f'{_OP}: float8_e4m3fn caches need backend "triton"; "cpu" reads those in the '
-                f"dtype of q"
-            )
-        return backend
-    if importlib.util.find_spec("triton") is None:
-        raise ValueError(f'{_OP}: backend "triton" needs the package triton, which is missing')
-    if not on_gpu:
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(
-                f'{_OP}: backend "triton" needs a plan on a GPU; on the cpu it runs only in '
-                f"Triton's interpreter (TRITON_INTERPRET=1), for tests"
-            )
-        if plan.dtype == torch.bfloat16:
-            raise ValueError(f"{_OP}: Triton's interpreter computes wrongly in bfloat16")
-    return backend
-
-
-def _scale(
-    name: str, scale: float | torch.Tensor | None, plan: TreeAttentionPlan
-) -> tuple[float, torch.Tensor | None]:
-    """A scale of the caches as a number for all heads, and as a tensor with one for each."""
-    if scale is None:
-        return 1.0, None
-    if plan.kv_dtype != torch.float8_e4m3fn:
-        raise ValueError(f"{_OP}: {name} is for float8_e4m3fn caches, got {_short(plan.kv_dtype)}")
-    if isinstance(scale, torch.Tensor):
-        heads = plan._options["num_kv_heads"]
-        _check(name, scale, (heads,), torch.float32, plan.device)
-        return 1.0, scale
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"{_OP}: {name} must be positive and finite, got {scale}")
-    return float(scale), None
-
-
-def _check_triton(q, k_cache, v_cache, plan, workspace, k_scales, v_scales, out, lse) -> None:
-    """What the Triton kernels take for granted, for direct callers of the op too."""
-    op = "tree_attention_triton"
-    tensors = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "out": out}
-    for name, x in tensors.items():
-        rank = 4 if "cache" in name else 3
-        if x.dim() != rank or x.shape[-1] != q.shape[-1] or x.stride(-1) != 1:
-            raise ValueError(
-                f"{op}: {name} must have {rank} dimensions, the last of size {q.shape[-1]} and "
-                f"contiguous, got {list(x.shape)} with strides {x.stride()}"
-            )
-        # 16-byte loads, and one compiled kernel whatever the strides.
-        uneven = any(s % 16 for s, n in zip(x.stride()[:-1], x.shape, strict=False) if n > 1)
-        if uneven or x.data_ptr() % 16:
-            raise ValueError(
-                f"{op}: {name} must begin at a multiple of 16 bytes and have strides that are "
-                f"multiples of 16 elements, got strides {x.stride()}"
-            )
-    if k_cache.shape != v_cache.shape or k_cache.stride() != v_cache.stride():
-        raise ValueError(
-            f"{op}: k_cache and v_cache must have one shape and one set of strides, got "
-            f"{list(k_cache.shape)} {k_cache.stride()} and {list(v_cache.shape)} {v_cache.stride()}"
-        )
-    heads, kv_heads = q.shape[1], k_cache.shape[2]
-    if q.shape[-1] not in (64, 96, 128, 256):
-        raise ValueError(f"{op}: head_dim must be 64, 96, 128 or 256, got {q.shape[-1]}")
-    if heads % kv_heads or heads > _MAX_GROUP * kv_heads:
-        raise ValueError(
-            f"{op}: q must have 1 to {_MAX_GROUP} heads for each of {kv_heads} KV heads, "
-            f"got {heads} heads"
-        )
-    cache_dtypes = [q.dtype] if q.dtype == torch.float32 else [q.dtype, torch.float8_e4m3fn]
-    if k_cache.dtype != v_cache.dtype or k_cache.dtype not in cache_dtypes:
-        raise TypeError(
-            f"{op}: caches must be {' or '.join(map(_short, cache_dtypes))} for q in "
-            f"{_short(q.dtype)}, got {_short(k_cache.dtype)} and {_short(v_cache.dtype)}"
-        )
-    if out.shape != q.shape or out.dtype != q.dtype or lse.shape != q.shape[:2]:
-        raise ValueError(
-            f"{op}: out must be like q and lse [T, Hq], got {list(out.shape)} {_short(out.dtype)} "
-            f"and {list(lse.shape)}"
-        )
-    vectors = {"plan": plan, "workspace": workspace, "k_scales": k_scales, "v_scales": v_scales}
-    for name, x in {**vectors, "lse": lse}.items():
-        dtype = torch.int32 if name == "plan" else torch.float32
-        if x is not None and (x.dtype != dtype or not x.is_contiguous()):
-            raise TypeError(f"{op}: {name} must be contiguous {_short(dtype)}, got {x.dtype}")
-    for name, x in {**tensors, **vectors, "lse": lse}.items():
-        if x is not None and x.device != q.device:
-            raise ValueError(f"{op}: {name} must be on {q.device} like q, got {x.device}")
-
-
-def _check(
-    name: str,
-    x: torch.Tensor,
-    shape: tuple[int | None, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{_OP}: {name} must be a tensor, got {type(x).__name__}")
-    fits = x.dim() == len(shape) and all(
-        w in (None, g) for w, g in zip(shape, x.shape, strict=True)
-    )
-    wanted = "[" + ", ".join("P" if w is None else str(w) for w in shape) + "]"
-    if not fits or x.dtype != dtype or x.device != device:
-        kind = ValueError if x.dtype == dtype else TypeError
-        raise kind(
-            f"{_OP}: {name} must be {wanted} {_short(dtype)} on {device}, "
-            f"got {list(x.shape)} {_short(x.dtype)} on {x.device}"
-        )
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
-        raise ValueError(
-            f"{_OP}: {name} must be contiguous in its last dimension, got {x.stride()}"
-        )
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
