@@ -14,8 +14,8 @@ from ._host import PlanOptions
 from ._host import plan as _host_plan
 from ._plan_input import OP, block_table_arrays, draft_arrays, int_vector
 
-# csrc/common/plan_layout.h: length of the header, and PlanHeader::num_partials, ::max_page
-_HEADER_INTS, _HEADER_PARTIALS, _HEADER_MAX_PAGE = 32, 6, 14
+# csrc/common/plan_layout.h: length of the header, and PlanHeader::max_page
+_HEADER_INTS, _HEADER_MAX_PAGE = 32, 14
 
 
 class Chunks(NamedTuple):
@@ -131,7 +131,6 @@ class TreeAttentionPlan:
         )
         parents = draft_arrays(draft_parents, queries)
         tables = block_table_arrays(block_tables, size)
-        self._tables, self._parents = block_tables, draft_parents
         staging = None
         num_queries = 0
 
@@ -158,6 +157,7 @@ class TreeAttentionPlan:
             self.max_page = int(staging[_HEADER_MAX_PAGE])
             self.buffer[: len(staging)].copy_(staging, non_blocking=True)
         self.num_queries = num_queries
+        self._tables, self._parents = block_tables, draft_parents
         self._kv_lens, self._q_lens, self._reserved_lens = lens.copy(), queries.copy(), reserved
         stats["plan_us"] = (time.perf_counter() - start) * 1e6
         self.stats = stats

@@ -52,7 +52,11 @@ class Arena {
   }
 
  private:
-  void release() { ::operator delete(data_, std::align_val_t(64)); data_ = nullptr; size_ = 0; }
+  void release() {
+    ::operator delete(data_, std::align_val_t(64));
+    data_ = nullptr;
+    size_ = 0;
+  }
   char* data_ = nullptr;
   size_t size_ = 0;
 };
@@ -62,8 +66,8 @@ TileScratch carve(Arena& arena, int64_t group, int64_t dim) {
   // Sizes for fp32 operands; bf16 ones need half of it.
   const int64_t keys = kMaxTileHeads * packed_head(dim);
   const int64_t scores = std::min<int64_t>(rows, std::max<int64_t>(group, kMaxTileRows)) * kTileKeys;
-  const int64_t sizes[] = {rows * dim, keys, keys, scores / 2, scores, rows * dim, rows,    rows,
-                           rows,       rows, rows * dim,       rows,   rows,       2 * rows, 2 * rows};
+  const int64_t sizes[] = {rows * dim, keys, keys,       scores / 2, scores, rows * dim, rows,    rows,
+                           rows,       rows, rows * dim, rows,       rows,   2 * rows,   2 * rows};
   constexpr int kParts = sizeof sizes / sizeof *sizes;
   int64_t total = 0;
   for (const int64_t s : sizes) total += (s + 15) / 16 * 16;
@@ -73,8 +77,20 @@ TileScratch carve(Arena& arena, int64_t group, int64_t dim) {
     part[i] = at;
     at += (sizes[i] + 15) / 16 * 16;
   }
-  return {part[0], part[1], part[2], part[3],  part[4],  part[5],  part[6],
-          part[7], part[8], part[9], part[10], part[11], part[12], reinterpret_cast<int64_t*>(part[13]),
+  return {part[0],
+          part[1],
+          part[2],
+          part[3],
+          part[4],
+          part[5],
+          part[6],
+          part[7],
+          part[8],
+          part[9],
+          part[10],
+          part[11],
+          part[12],
+          reinterpret_cast<int64_t*>(part[13]),
           reinterpret_cast<int64_t*>(part[14])};
 }
 
@@ -159,7 +175,8 @@ void tree_attention_cpu(const TreeAttentionParams& params, int64_t num_threads, 
   std::vector<Unit> units = make_units(plan, num_threads);
   const auto middle = std::stable_partition(units.begin(), units.end(),
                                             [&](const Unit& u) { return u.item.q_count * group > kFewRows; });
-  Queue queues[2] = {{units.data(), middle - units.begin()}, {units.data() + (middle - units.begin()), units.end() - middle}};
+  Queue queues[2] = {{units.data(), middle - units.begin()},
+                     {units.data() + (middle - units.begin()), units.end() - middle}};
   run_phase(int64_t(units.size()), [&](TileArgs& args, int64_t worker) {
     const auto take = [&] {
       const Unit* unit = queues[worker % 2].take();

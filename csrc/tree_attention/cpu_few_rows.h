@@ -1,11 +1,11 @@
 // Tiles of few rows: reading keys and values costs more than multiplying them, so they are multiplied as
-// they arrive, from registers, in the order in which they stand in memory.
+// they arrive, a few at a time, in the order in which they stand in memory.
 //
-//   for each W keys, each KV head:    S[rows][W keys]   += Q[rows][steps] K^T      K transposed in registers
+//   for a few W keys, each KV head:   S = Q K^T     K transposed into panels in the first-level cache
 //   softmax
-//   for each W keys, each KV head:    PV[rows][dim]     += P[rows][keys] V         PV stays in the first-level cache
+//   for each W keys, each KV head:    PV += P V     V from registers, PV in the first-level cache
 //
-// The sums run over the same steps in the same order as those of the micro-kernel.
+// The sums run over the same steps in the same order as those of tiles of many rows.
 #pragma once
 
 #include "tree_attention/cpu_tile.h"
@@ -16,10 +16,10 @@ namespace ttc {
 template <class Dot, class Src, int R>
 class FewRowsTile : Tile<Dot, Src> {
   using Base = Tile<Dot, Src>;
+  using Base::a_, Base::p_, Base::dim_, Base::steps_, Base::lookahead_, Base::W;
   using typename Base::Elem;
   using typename Base::S;
   using typename Base::Vec;
-  using Base::a_, Base::p_, Base::dim_, Base::steps_, Base::lookahead_, Base::W;
   static constexpr int kPanel = 2 * W;
   // Keys and dimensions at a time: as many sums as half of the registers hold.
   static constexpr int kMaxSums = W == 16 ? 16 : 8;
@@ -27,7 +27,8 @@ class FewRowsTile : Tile<Dot, Src> {
   static constexpr int kPanels = 2 * R < kMaxSums ? kMaxSums / (2 * R) : 1;
 
  public:
-  explicit FewRowsTile(const TileArgs& args) : Base(args, R), panels_(static_cast<float*>(args.scratch.k)), products_(static_cast<float*>(args.scratch.v)) {}
+  explicit FewRowsTile(const TileArgs& args)
+      : Base(args, R), panels_(static_cast<float*>(args.scratch.k)), products_(static_cast<float*>(args.scratch.v)) {}
 
   int run() {
     return Base::run([&](int64_t k, int n) {
@@ -108,9 +109,9 @@ class FewRowsTile : Tile<Dot, Src> {
       Vec value[2 * NP];
 #pragma GCC unroll 8
       for (int v = 0; v < NP; ++v)
-        Dot::load_values(kFull || a ? a + v * kPanel : nullptr, (kFull && Dot::kStep == 2) || b ? b + v * kPanel : nullptr,
-                         value[2 * v], value[2 * v + 1]);
-      lookahead_.template issue<Dot::kStep * NP * kPanel * int(sizeof(Src)) / 64>();
+        Dot::load_values(kFull || a ? a + v * kPanel : nullptr,
+                         (kFull && Dot::kStep == 2) || b ? b + v * kPanel : nullptr, value[2 * v], value[2 * v + 1]);
+      lookahead_.template issue<Dot::kStep * NP * kPanel* int(sizeof(Src)) / 64>();
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Vec p = Dot::broadcast(Base::prob_ + r * (kTileKeys / Dot::kStep) + j / Dot::kStep);

@@ -63,25 +63,30 @@ class Lookahead {
   // Lines to ask for at each of `times` times, so that all rows known are asked for then.
   int lines_left(int times) const { return int((count_ - row_) * ((row_bytes_ + 63) / 64) / times) + 1; }
 
-  // Asks for at least `lines` cache lines.
+  // Asks for the next cache lines, row after row.
   void issue(int lines) {
-    for (; lines > 0 && (row_ < count_ || next_ != row_end_); lines -= 4) issue<4>();
+    for (; lines > 0 && has_row(); --lines, next_ += 64) __builtin_prefetch(next_);
   }
 
-  // Asks for the next kLines cache lines; a row is a multiple of them, or asked for as a whole.
   template <int kLines>
   TTC_INLINE void issue() {
-    if (next_ == row_end_) {
-      if (row_ >= count_) return;
-      next_ = reinterpret_cast<const char*>(rows_[row_++]);
-      row_end_ = next_ + row_bytes_;
-    }
+    if (!has_row()) return;
+    if (row_end_ - next_ < 64 * kLines) return issue(kLines);
 #pragma GCC unroll 16
     for (int i = 0; i < kLines; ++i) __builtin_prefetch(next_ + 64 * i);
-    next_ = next_ + 64 * kLines < row_end_ ? next_ + 64 * kLines : row_end_;
+    next_ += 64 * kLines;
   }
 
  private:
+  // Moves on to the next row where the present one was asked for; whether there is one.
+  TTC_INLINE bool has_row() {
+    if (next_ < row_end_) return true;
+    if (row_ >= count_) return false;
+    next_ = reinterpret_cast<const char*>(rows_[row_++]);
+    row_end_ = next_ + row_bytes_;
+    return true;
+  }
+
   // The first key rows and value rows of the tile that begins at key k.
   void add_tile(const WorkItem& item, int kv_head, int64_t k, int keys, int values) {
     const auto& p = *a_.params;

@@ -10,8 +10,12 @@
 
 namespace ttc {
 
-struct Half { uint16_t bits; };
-struct BFloat { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
 
 // The dot product in fp32: keys, values and probabilities are widened while packing.
 template <class S>
@@ -48,7 +52,8 @@ TTC_INLINE void load_keys(typename Dot::Vec* r, const Src* const* rows, int n, i
 template <class Dot, class Src>
 inline constexpr int kBlockLines = Dot::Simd::kWidth * Dot::Simd::kWidth * Dot::kStep * int(sizeof(Src)) / 64;
 
-// C = (scale ? scale[row] * C : 0) + (product_scale ? product_scale[row] : 1) A B, with B in panels of 2 vectors, the last maybe of 1.
+// C = (scale ? scale[row] * C : 0) + (product_scale ? product_scale[row] : 1) A B, with B in panels of 2 vectors, the
+// last maybe of 1.
 template <class Elem>
 struct GemmOperands {
   const Elem* a;  // [rows][lda]

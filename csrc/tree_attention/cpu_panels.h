@@ -13,10 +13,10 @@ namespace ttc {
 template <class Dot, class Src>
 class PanelTile : Tile<Dot, Src> {
   using Base = Tile<Dot, Src>;
+  using Base::a_, Base::p_, Base::dim_, Base::group_, Base::steps_, Base::lookahead_, Base::W;
   using typename Base::Elem;
   using typename Base::S;
   using typename Base::Vec;
-  using Base::a_, Base::p_, Base::dim_, Base::group_, Base::steps_, Base::lookahead_, Base::W;
   using Operands = GemmOperands<Elem>;
   static constexpr int kPanel = 2 * W;
   static constexpr int kScoreRows = 48;
@@ -69,7 +69,7 @@ class PanelTile : Tile<Dot, Src> {
           Dot::load_values(a ? a + d : a, b ? b + d : b, low, high);
           S::store(panel, low);
           S::store(panel + W, high);
-          if (!lookahead_.tile_asked()) lookahead_.template issue<Dot::kStep * kPanel * int(sizeof(Src)) / 64>();
+          if (!lookahead_.tile_asked()) lookahead_.template issue<Dot::kStep * kPanel* int(sizeof(Src)) / 64>();
         }
         if (a) a += p_.v_head_stride;
         if (b) b += p_.v_head_stride;
@@ -109,11 +109,11 @@ class PanelTile : Tile<Dot, Src> {
                       padded, ask);
       Base::softmax_rows(i, count, k, n);
       if (folds_at_once) Base::fold_factors(i * group_, rows);
-      Micro<Dot>::all(rows,
-                      Operands{Base::prob_, kValueSteps, v_ + head, padded / Dot::kStep, panel_stride(kValueSteps),
-                               output + row * dim_, dim_, Base::alpha_ + row,
-                               folds_at_once ? Base::beta_ + row : nullptr},
-                      dim_, ask);
+      Micro<Dot>::all(
+          rows,
+          Operands{Base::prob_, kValueSteps, v_ + head, padded / Dot::kStep, panel_stride(kValueSteps),
+                   output + row * dim_, dim_, Base::alpha_ + row, folds_at_once ? Base::beta_ + row : nullptr},
+          dim_, ask);
     }
     if (Base::folds_ && !folds_at_once) Base::fold_chunk();
   }

@@ -110,7 +110,8 @@ class Tile {
   // The same where the products go to the folded output at once: the factors of it and of the products of
   // the rows [first, first + count).
   void fold_factors(int first, int count) {
-    float *const m = a_.scratch.folded_m + int64_t(head_) * padded_rows_, *const l = a_.scratch.folded_l + int64_t(head_) * padded_rows_;
+    float *const m = a_.scratch.folded_m + int64_t(head_) * padded_rows_, *const l = a_.scratch.folded_l +
+                                                                                     int64_t(head_) * padded_rows_;
     for (int r0 = first; r0 < first + count; r0 += W) {
       float old[W] = {}, add[W] = {};
       const int n = first + count - r0 < W ? first + count - r0 : W;
@@ -140,8 +141,7 @@ class Tile {
     float change[W] = {m - top, more_m - top};
     S::store(change, S::exp2(S::load(change)));
     const Vec old = S::set1(change[0]), add = S::set1(change[1]);
-    for (int d = 0; d < dim_; d += W)
-      S::store(o + d, S::fma(S::load(more + d), add, S::mul(S::load(o + d), old)));
+    for (int d = 0; d < dim_; d += W) S::store(o + d, S::fma(S::load(more + d), add, S::mul(S::load(o + d), old)));
     l = __builtin_fmaf(more_l, change[1], l * change[0]);
     m = top;
   }
@@ -214,7 +214,8 @@ class Tile {
     return a_.item->has_draft && a_.plan->draft[q].row_begin >= 0 ? a_.plan->draft + q : nullptr;
   }
 
-  // In the row's own draft block query i, its scores at `row`, sees its ancestors and itself, and the window counts depths.
+  // In the row's own draft block a query sees its ancestors and itself, and the window counts depths.
+  // The scores of query i stand at `row`.
   void mask_draft(int i, int row, const DraftNode& node, int64_t k, int n) {
     const int64_t q = a_.item->q_begin + i;
     const int64_t prefix = a_.scratch.hi[i] - 1 - (q - node.row_begin);
@@ -333,7 +334,6 @@ class Tile {
   static TTC_INLINE void store_output(float* p, Vec v) { S::store(p, v); }
   static TTC_INLINE void store_output(Half* p, Vec v) { S::store_half(&p->bits, v); }
   static TTC_INLINE void store_output(BFloat* p, Vec v) { S::store_bfloat(&p->bits, v); }
-
 
  protected:
   const TileArgs& a_;
