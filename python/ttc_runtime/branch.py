@@ -33,10 +33,16 @@ class Branch:
     (the model's longest input), ``budget``. steps: texts of its closed steps. step_scores: the
     reward model's score of each scored step. logprobs: of each generated token under the
     distribution it was drawn from.
+
+    A strategy may note what its tree page is to show: visits: simulations that went through this
+    branch. value: what the search thinks of it, higher is better; under memory pressure low values
+    give way first (None: its last step's score counts). end_reason: why the search gave it up, such
+    as ``pruned``; None where `stop_reason` says all.
     """
 
     __slots__ = (
         "children",
+        "end_reason",
         "freed",
         "logprobs",
         "parent",
@@ -50,6 +56,8 @@ class Branch:
         "step_starts",
         "steps",
         "stop_reason",
+        "value",
+        "visits",
     )
 
     def __init__(
@@ -65,6 +73,9 @@ class Branch:
             tokens, search.policy_ledger, None if parent is None else parent.sequence
         )
         self.stop_reason: str | None = None
+        self.end_reason: str | None = None
+        self.value: float | None = None
+        self.visits = 0
         self.freed = False
         self.children: list[Branch] = []
         self.reward: Sequence | None = None
@@ -83,6 +94,13 @@ class Branch:
     def text(self) -> str:
         """Generated text, without special tokens."""
         return self.search.policy.decode(self.tokens)
+
+    @property
+    def rank(self) -> float:
+        """What pages are given up by: the value, else the last known step score, else 0."""
+        if self.value is not None:
+            return self.value
+        return next((score for score in reversed(self.step_scores) if score == score), 0.0)
 
     @property
     def finished(self) -> bool:

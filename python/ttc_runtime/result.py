@@ -23,7 +23,8 @@ class Result:
     branches: the candidate completions. scores: their aggregated scores, NaN where not scored.
     pred_majority, pred_weighted, pred_naive: the answers by count, by summed score and by best
     score. tree: the root branch. usage: what it cost. stop_reason: ``finished``, ``budget`` or
-    ``error``. seed, strategy: as run. error: why the problem failed, else None.
+    ``error``. seed, strategy: as run. error: why the problem failed, else None. info: the
+    strategy's own notes.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Result:
     usage: Usage = field(default_factory=Usage)
     stop_reason: str = "error"
     error: str | None = None
+    info: dict = field(default_factory=dict)
 
     def record(self) -> dict:
         """The result as one JSON object of a results file; scores that are NaN become null."""
@@ -62,6 +64,7 @@ class Result:
             "stop_reason": self.stop_reason,
             "seed": self.seed,
             "strategy": self.strategy,
+            **({"info": self.info} if self.info else {}),
             **({"error": self.error} if self.error is not None else {}),
         }
 
@@ -91,7 +94,7 @@ def make_result(
     if task.search is None or outcome is None:
         result.correct = None if key is None else False
         return result
-    result.branches = outcome.branches
+    result.branches, result.info = outcome.branches, outcome.info
     texts = [branch.text for branch in outcome.branches]
     answers = [extract(text) for text in texts]
     result.scores = [aggregate(branch.step_scores, aggregation) for branch in outcome.branches]

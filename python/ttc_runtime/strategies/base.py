@@ -16,11 +16,13 @@ class Outcome:
     """The end of a strategy.
 
     branches: the candidate solutions. select: how the answer is chosen among them: ``majority``,
-    ``weighted`` or ``naive``, as `vote` reports them.
+    ``weighted`` or ``naive``, as `vote` reports them. info: what the strategy wants in the record,
+    such as the route it chose; JSON values.
     """
 
     branches: list[Branch] = field(default_factory=list)
     select: str = "majority"
+    info: dict = field(default_factory=dict)
 
 
 Work = Generator[Generate | Score, list, Outcome]
