@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 from pathlib import Path
 
@@ -16,16 +18,78 @@ except ImportError as error:
         f"recent enough. ({error})"
     ) from error
 
-cuda_error: str | None = None
+CUDA_OPS = ("merge_states",)
+"""The ops with a kernel in _C_cuda.so."""
+
+_folder = Path(__file__).parent
+
+
+def _toolkit() -> str | None:
+    """The CUDA version that _C_cuda.so was built with."""
+    try:
+        return json.loads((_folder / "_C_cuda.json").read_text())["toolkit"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _driver() -> tuple[int, int] | None:
+    """The CUDA version of the machine's driver, None without one. Asking wakes no GPU."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def _why_not(library: Path) -> str | None:
+    """Why the CUDA kernels cannot be loaded; None if they can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    if os.environ.get("TTC_CUDA") == "0":
+        return "TTC_CUDA=0 in the environment"
+    if not library.exists():
+        return "this installation was built without CUDA kernels"
+    toolkit, driver = _toolkit(), _driver()
+    # Drivers serve every toolkit of their own and of earlier major versions.
+    if toolkit and driver and driver[0] < int(toolkit.split(".")[0]):
+        return (
+            f"the kernels were built with CUDA {toolkit} and need a driver for CUDA "
+            f"{toolkit.split('.')[0]}.0 or newer, the driver here is for {driver[0]}.{driver[1]}"
+        )
+    return None
+
+
+def _load_cuda(library: Path) -> str | None:
+    """Loads the CUDA kernels; returns why not, or None."""
+    reason = _why_not(library)
+    if reason is None:
+        try:
+            torch.ops.load_library(os.fspath(library))
+        except (OSError, RuntimeError) as error:
+            reason = f"{library.name} could not be loaded: {error}"
+    return reason
+
+
+cuda_error: str | None = _load_cuda(_folder / "_C_cuda.so")
 """Why the CUDA kernels are not there; None if they are."""
 
-_cuda_library = Path(__file__).with_name("_C_cuda.so")
-if torch.version.cuda is None:
-    cuda_error = f"torch {torch.__version__} is a build without CUDA"
-elif not _cuda_library.exists():
-    cuda_error = "this wheel was built without CUDA kernels (TTC_CUDA=OFF)"
-else:
-    try:
-        torch.ops.load_library(os.fspath(_cuda_library))
-    except OSError as error:
-        cuda_error = f"{_cuda_library.name} could not be loaded: {error}"
+
+def has_cuda_kernel(op: str) -> bool:
+    """Whether _C_cuda.so is loaded and has a kernel for the op."""
+    return cuda_error is None and op in CUDA_OPS
+
+
+def cuda_architecture(device: int | torch.device) -> tuple[str | None, str]:
+    """Which of the CUDA kernels a GPU runs: ("sm_90a" or "sm_80", ""), or (None, why none)."""
+    if cuda_error is not None:
+        return None, cuda_error
+    if not torch.cuda.is_available():
+        return None, "torch sees no CUDA GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        name = torch.cuda.get_device_name(device)
+        return None, f"the kernels need compute capability 8.0 or newer, {name} has {major}.{minor}"
+    # What wgmma and TMA became later is other instructions; the kernels for Ampere run everywhere.
+    return ("sm_90a" if (major, minor) == (9, 0) else "sm_80"), ""

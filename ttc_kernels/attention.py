@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from . import _load  # noqa: F401
+from . import _load
 from ._attention_input import (
     OP,
     check_tensor,
@@ -61,9 +61,8 @@ def _(outs, lses):
     return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
 
 
-@torch.library.impl("ttc_kernels::merge_states", "CUDA")
-def _merge_states_cuda(outs, lses):
-    """As on the CPU: in order and in fp32, and an empty state's output is not read."""
+def _merge_states_in_torch(outs, lses):
+    """For a GPU without the CUDA kernels: in order and in fp32, empty states are not read."""
     top = lses.amax(dim=0)
     empty = lses == -math.inf
     weights = torch.where(empty, 0.0, torch.exp(lses - torch.where(top == -math.inf, 0.0, top)))
@@ -75,6 +74,10 @@ def _merge_states_cuda(outs, lses):
     out *= torch.where(total == 0, 0.0, 1 / total)[..., None]
     lse = torch.where(total == 0, -math.inf, top + torch.log(total))
     return out.to(outs.dtype), lse
+
+
+if not _load.has_cuda_kernel("merge_states"):
+    torch.library.impl("ttc_kernels::merge_states", "CUDA")(_merge_states_in_torch)
 
 
 def tree_attention(

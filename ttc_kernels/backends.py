@@ -20,7 +20,7 @@ _OPS = (
     "row_descriptor",
     "sample_tokens",
 )
-_IN_TRITON = tuple(op for op in _OPS if op != "merge_states")
+_NOT_IN_TRITON = ("merge_states",)
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -38,15 +38,25 @@ def backends() -> dict[str, dict[str, str]]:
     for op in _OPS:
         report[op] = {
             "cpu": "available" + (f" ({instruction_sets})" if op == "tree_attention" else ""),
-            "cuda": f"not available: {_load.cuda_error or 'the op has no CUDA kernel'}",
+            "cuda": _cuda_status(op),
             "triton": _triton_status(op),
             "reference": f"available as ttc_kernels.reference.{op}",
         }
     return report
 
 
+def _cuda_status(op: str) -> str:
+    if op not in _load.CUDA_OPS:
+        return "not available: the op has no CUDA kernel"
+    architecture, reason = _load.cuda_architecture(0)
+    if architecture is None:
+        return f"not available: {reason}"
+    found = (f"cuda:{i}: {_load.cuda_architecture(i)[0]}" for i in range(torch.cuda.device_count()))
+    return f"available ({', '.join(found)})"
+
+
 def _triton_status(op: str) -> str:
-    if op not in _IN_TRITON:
+    if op in _NOT_IN_TRITON:
         return "not available: the op has no Triton kernel"
     if importlib.util.find_spec("triton") is None:
         return "not available: triton is not installed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from importlib import metadata
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import _load
 from ._version import __version__
 from .backends import backends, cpu_instruction_sets
 
@@ -41,9 +43,17 @@ def collect_env() -> str:
     lines.append(f"cpu {_cpu_model()}, {os.cpu_count()} cores")
     for dtype, isa in cpu_instruction_sets().items():
         lines.append(f"tree_attention on the cpu in {dtype}: {isa}")
+    lines.append(f"CUDA kernels: {_cuda_kernels()}")
     for op, status in backends().items():
         lines.append(f"{op}: " + "; ".join(f"{name} {text}" for name, text in status.items()))
     return "\n".join(lines)
+
+
+def _cuda_kernels() -> str:
+    if _load.cuda_error is not None:
+        return f"not loaded: {_load.cuda_error}"
+    build = json.loads(Path(__file__).with_name("_C_cuda.json").read_text())
+    return f"loaded, built with CUDA {build['toolkit']} for {build['architectures']}"
 
 
 def _cpu_model() -> str:

@@ -32,22 +32,33 @@ void require(bool ok, const Parts&... parts) {
   throw std::invalid_argument(message.str());
 }
 
+// "cpu" or "cuda:0"
+inline std::string device_name(const Tensor& tensor) {
+  if (tensor.is_cpu()) return "cpu";
+  return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() ? b.is_cpu() : a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
 // "[3, 4] int32 on cpu"
 inline std::string describe(const Tensor& tensor) {
   std::ostringstream out;
   out << "[";
   for (int64_t i = 0; i < tensor.dim(); ++i) out << (i > 0 ? ", " : "") << tensor.size(i);
   out << "] " << torch::headeronly::toString(tensor.scalar_type());
-  out << (tensor.is_cpu() ? " on cpu" : " not on cpu");
+  out << " on " << device_name(tensor);
   return out.str();
 }
 
 inline constexpr int64_t kAnySize = -1;
 
-// "merge_states: lses must be a contiguous [2, 5, 8] Float tensor on cpu, got ...".
+// "merge_states: lses must be a contiguous [2, 5, 8] Float tensor on cpu, got ...". On a GPU `like`
+// gives the device.
 inline void require_tensor(const char* op, const char* name, const Tensor& tensor, ScalarType dtype,
-                           std::initializer_list<int64_t> shape) {
-  bool ok = tensor.is_cpu() && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
+                           std::initializer_list<int64_t> shape, const Tensor* like = nullptr) {
+  bool ok = (like ? same_device(tensor, *like) : tensor.is_cpu()) && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
             tensor.dim() == static_cast<int64_t>(shape.size());
   std::string expected;
   int64_t dim = 0;
@@ -57,7 +68,7 @@ inline void require_tensor(const char* op, const char* name, const Tensor& tenso
     expected += size == kAnySize ? "any" : std::to_string(size);
   }
   require(ok, op, ": ", name, " must be a contiguous [", expected, "] ",
-          torch::headeronly::toString(dtype), " tensor on cpu, got ", describe(tensor));
+          torch::headeronly::toString(dtype), " tensor on ", like ? device_name(*like) : "cpu", ", got ", describe(tensor));
 }
 
 inline Dtype float_dtype(const char* op, const char* name, const Tensor& tensor) {

@@ -5,6 +5,8 @@
 #include <limits>
 #include <vector>
 
+#include "common/convert.h"
+
 namespace ttc {
 
 namespace {

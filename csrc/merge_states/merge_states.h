@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/convert.h"
+#include "common/dtype.h"
 #include "common/parallel.h"
 
 namespace ttc {
