@@ -9,8 +9,9 @@ STABLE_TORCH_LIBRARY(ttc_kernels, m) {
       "commit_kv(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor src_slots, Tensor dst_slots) "
       "-> ()");
   m.def(
-      "tree_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor plan, float sm_scale, "
-      "float logits_soft_cap, Tensor(a!) out, Tensor(b!) lse) -> ()");
+      "tree_attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor plan, Tensor(a!)? workspace, "
+      "Tensor(b!)? counters, float sm_scale, float logits_soft_cap, float v_scale, Tensor? k_scales, "
+      "Tensor? v_scales, Tensor(c!) out, Tensor(d!) lse) -> ()");
   m.def("tree_attention_cpu_isa(ScalarType dtype) -> str");
   m.def("merge_states(Tensor outs, Tensor lses) -> (Tensor, Tensor)");
   m.def(

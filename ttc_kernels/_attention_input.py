@@ -8,6 +8,7 @@ import os
 
 import torch
 
+from . import _load
 from ._plan import TreeAttentionPlan
 
 OP = "tree_attention"
@@ -18,14 +19,24 @@ def resolve_backend(backend: str, plan: TreeAttentionPlan) -> str:
     """The backend that a call will run on, or an error that says why it cannot."""
     on_gpu = plan.device.type == "cuda"
     if backend == "auto":
-        backend = "triton" if on_gpu else "cpu"
+        backend = "cpu"
+        if on_gpu:
+            backend = "triton" if cuda_obstacle(plan.device, plan.dtype) else "cuda"
     if backend == "cpu":
         if on_gpu:
             raise ValueError(f'{OP}: backend "cpu" needs a plan on the cpu, got {plan.device}')
         if plan.kv_dtype == torch.float8_e4m3fn:
             raise TypeError(
-                f'{OP}: float8_e4m3fn caches need backend "triton"; "cpu" reads those in the '
-                f"dtype of q"
+                f'{OP}: float8_e4m3fn caches need backend "cuda" or "triton"; "cpu" reads those in '
+                f"the dtype of q"
+            )
+        return backend
+    if backend == "cuda":
+        if not on_gpu:
+            raise ValueError(f'{OP}: backend "cuda" needs a plan on a GPU, got {plan.device}')
+        if obstacle := cuda_obstacle(plan.device, plan.dtype):
+            raise ValueError(
+                f'{OP}: backend "cuda" will not do: {obstacle}; backend "triton" would'
             )
         return backend
     if importlib.util.find_spec("triton") is None:
@@ -39,6 +50,15 @@ def resolve_backend(backend: str, plan: TreeAttentionPlan) -> str:
         if plan.dtype == torch.bfloat16:
             raise ValueError(f"{OP}: Triton's interpreter computes wrongly in bfloat16")
     return backend
+
+
+def cuda_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the CUDA kernel cannot serve calls on this GPU in this dtype; None: it can."""
+    if dtype == torch.float32:
+        return "it computes in float16 and bfloat16, got float32"
+    if _load.cuda_error is None and not _load.has_cuda_kernel(OP):
+        return "this build has no CUDA kernel for it"
+    return _load.cuda_architecture(device)[1] or None
 
 
 def split_scale(

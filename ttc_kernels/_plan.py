@@ -16,6 +16,8 @@ from ._plan_input import OP, block_table_arrays, draft_arrays, int_vector
 
 # csrc/common/plan_layout.h: length of the header, and PlanHeader::max_page
 _HEADER_INTS, _HEADER_MAX_PAGE = 32, 14
+# csrc/tree_attention/cuda_params.h: counters before those of (query, KV head)
+_ARRIVALS = 2
 
 
 class Chunks(NamedTuple):
@@ -67,7 +69,7 @@ class PlanCapacity:
         chunks = -(-max_kv_len // 128) + 4
         items = queries * chunks
         pages = rows * (-(-max_kv_len // page_size) + chunks)
-        ints = _HEADER_INTS + rows + 8 * items + pages + (3 + 4 + 2) * queries + items + 128
+        ints = _HEADER_INTS + rows + 8 * items + pages + (3 + 4 + 2 + 1) * queries + items + 128
         return cls(rows, queries, ints, items)
 
 
@@ -76,12 +78,15 @@ class TreeAttentionPlan:
 
     Made by `plan_tree_attention`; valid for every layer of a model as long as the rows, their
     pages and their query lengths stay as they are. Addresses of `buffer` and `workspace` never
-    change, so a captured CUDA graph stays valid through `update` and `replan`.
+    change, so a captured CUDA graph stays valid through `update` and `replan`. Calls with one plan
+    must not run at the same time.
 
     Attributes:
         buffer: int32 [capacity.ints] on `device`, the plan as the kernels read it.
         workspace: float32 [capacity.partials * Hq * (D + 2)] on a GPU, where items leave partial
             results; None on the CPU.
+        counters: int32 [2 + capacity.queries * Hkv] on a GPU, zero between calls, by which blocks
+            agree on who merges; None on the CPU.
         stats: what was decided and why: `unique_kv_tokens`, `path_kv_tokens`, `work_items`,
             `partials`, `kv_bytes` (each page range an item covers, counted once however many query
             tiles read it), `kv_bytes_read` (every read), `flops`, `plan_us`, `decision`.
@@ -93,6 +98,7 @@ class TreeAttentionPlan:
 
     buffer: torch.Tensor
     workspace: torch.Tensor | None
+    counters: torch.Tensor | None
     stats: dict[str, Any]
     num_queries: int
     max_page: int
@@ -166,10 +172,12 @@ class TreeAttentionPlan:
         o, self.capacity = self._options, capacity
         self.buffer = torch.empty(capacity.ints, dtype=torch.int32, device=self.device)
         self.device = self.buffer.device
-        self.workspace = None
+        self.workspace = self.counters = None
         if self.device.type != "cpu":
             floats = capacity.partials * o["num_q_heads"] * (o["head_dim"] + 2)
             self.workspace = torch.empty(floats, dtype=torch.float32, device=self.device)
+            counters = _ARRIVALS + capacity.queries * o["num_kv_heads"]
+            self.counters = torch.zeros(counters, dtype=torch.int32, device=self.device)
 
     def update(self, kv_lens: Any) -> None:
         """Take new lengths after appends into reserved pages; nothing is planned.

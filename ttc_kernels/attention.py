@@ -18,7 +18,7 @@ from ._plan import TreeAttentionPlan
 
 __all__ = ["merge_states", "tree_attention"]
 
-_BACKENDS = ("auto", "cpu", "triton")
+_BACKENDS = ("auto", "cpu", "cuda", "triton")
 
 torch.library.define(
     "ttc_kernels::tree_attention_triton",
@@ -52,7 +52,10 @@ def _(
 
 
 @torch.library.register_fake("ttc_kernels::tree_attention")
-def _(q, k_cache, v_cache, plan, sm_scale, logits_soft_cap, out, lse):
+def _(
+    q, k_cache, v_cache, plan, workspace, counters, sm_scale, logits_soft_cap, v_scale, k_scales,
+    v_scales, out, lse,
+):  # fmt: skip
     return None
 
 
@@ -112,8 +115,9 @@ def tree_attention(
             number, or float32 [Hkv] of positive numbers (not checked) on the device; default 1.
         out: [T, Hq, D] to write into; default new.
         lse: float32 [T, Hq] to write into; default new.
-        backend: "auto" takes "triton" for a plan on a GPU and "cpu" for one on the CPU. "triton" on
-            the CPU runs in Triton's interpreter, for tests (TRITON_INTERPRET=1).
+        backend: "auto" takes "cpu" for a plan on the CPU; on a GPU "cuda" (float16 and bfloat16,
+            compute capability 8.0 or newer), or "triton" where that is not to be had: `backends()`
+            says why. "triton" on the CPU runs in its interpreter, for tests (TRITON_INTERPRET=1).
 
     Returns:
         (out, lse): out like q; lse float32 [T, Hq], natural logarithm of the sum of exponentials.
@@ -121,6 +125,7 @@ def tree_attention(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what was given, before
             anything is written.
+        RuntimeError: the CUDA kernel could not be launched, with the cause.
 
     Example:
         >>> plan = plan_tree_attention([[0, 1], [0, 2]], [20, 24], page_size=16, num_q_heads=8,
@@ -165,21 +170,27 @@ def tree_attention(
             raise ValueError(f"{OP}: lse must be contiguous, got strides {lse.stride()}")
     if backend == "cpu":
         torch.ops.ttc_kernels.tree_attention(
-            q, k_cache, v_cache, plan.buffer, scale, logits_soft_cap, out, lse
+            q, k_cache, v_cache, plan.buffer, None, None, scale, logits_soft_cap, 1.0, None, None,
+            out, lse,
+        )  # fmt: skip
+        return out, lse
+    plan = plan.without_folds()
+    floats = plan.capacity.partials * heads * (dim + 2)
+    workspace = plan.workspace if plan.workspace is not None else torch.empty(floats)
+    if workspace.numel() < floats:
+        raise ValueError(
+            f"{OP}: plan.workspace must have {floats} floats for {plan.capacity.partials} "
+            f"partials, got {workspace.numel()}"
+        )
+    scaling = scale * k_number, logits_soft_cap, v_number, k_scales, v_scales
+    if backend == "cuda":
+        torch.ops.ttc_kernels.tree_attention(
+            q, k_cache, v_cache, plan.buffer, workspace, plan.counters, *scaling, out, lse
         )
     else:
-        plan = plan.without_folds()
-        floats = plan.capacity.partials * heads * (dim + 2)
-        workspace = plan.workspace if plan.workspace is not None else torch.empty(floats)
-        if workspace.numel() < floats:
-            raise ValueError(
-                f"{OP}: plan.workspace must have {floats} floats for {plan.capacity.partials} "
-                f"partials, got {workspace.numel()}"
-            )
         torch.ops.ttc_kernels.tree_attention_triton(
-            q, k_cache, v_cache, plan.buffer, workspace, scale * k_number, logits_soft_cap,
-            v_number, k_scales, v_scales, out, lse,
-        )  # fmt: skip
+            q, k_cache, v_cache, plan.buffer, workspace, *scaling, out, lse
+        )
     return out, lse
 
 

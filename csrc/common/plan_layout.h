@@ -12,6 +12,7 @@
 //   merge_query [num_merges]          planned queries whose output is merged from partials
 //   merge_ptr   [num_merges + 1]      ... and where their partials are listed
 //   merge_slot  [num_merge_slots]     partial slots in path order
+//   q_merge     [num_queries]         planned query -> its index in merge_query, -1: not merged
 //
 // "Planned query" means: query tokens in depth-first order of the tree, so that the queries below any
 // shared run of pages are contiguous. Keys are absolute positions in a row. Queries of rows that have
@@ -53,11 +54,11 @@ struct PlanHeader {
   int32_t window_left;  // -1: unlimited
   int32_t max_page;     // largest page id in use, -1 if none
   int32_t chunk;  // deterministic: items that begin at 0 and are longer are folded chunk by chunk; 0: not
-  int32_t items, pages, q_token, q_row, q_back, draft, merge_query, merge_ptr, merge_slot;
-  int32_t reserved[7];
+  int32_t items, pages, q_token, q_row, q_back, draft, merge_query, merge_ptr, merge_slot, q_merge;
+  int32_t reserved[6];
 };
 constexpr int32_t kHeaderInts = 32;
-constexpr int32_t kPlanMagic = 0x74746333;
+constexpr int32_t kPlanMagic = 0x74746334;
 static_assert(sizeof(PlanHeader) == 4 * kHeaderInts);
 
 // The plan with its sections as pointers.
@@ -66,7 +67,7 @@ struct PlanView {
   const WorkItem* items;
   const int32_t *pages, *kv_lens, *q_token, *q_row, *q_back;
   const DraftNode* draft;
-  const int32_t *merge_query, *merge_ptr, *merge_slot;
+  const int32_t *merge_query, *merge_ptr, *merge_slot, *q_merge;
 
   explicit PlanView(const int32_t* p)
       : header(reinterpret_cast<const PlanHeader*>(p)),
@@ -79,7 +80,8 @@ struct PlanView {
         draft(reinterpret_cast<const DraftNode*>(p + header->draft)),
         merge_query(p + header->merge_query),
         merge_ptr(p + header->merge_ptr),
-        merge_slot(p + header->merge_slot) {}
+        merge_slot(p + header->merge_slot),
+        q_merge(p + header->q_merge) {}
 };
 
 }  // namespace ttc

@@ -150,13 +150,15 @@ void Items::write_pages(int32_t* out) const {
   }
 }
 
-void Items::write_merges(int32_t* query, int32_t* ptr, int32_t* slot) const {
+void Items::write_merges(int32_t* query, int32_t* ptr, int32_t* slot, int32_t* q_merge) const {
   // A query in no item sees nothing: an empty list writes its empty state.
   Vector<int32_t> next(queries_.count, slots_of_.get_allocator());
-  int32_t at = 0;
+  int32_t at = 0, count = 0;
   for (int64_t q = 0; q < queries_.count; ++q) {
     next[q] = at;
-    if (slots_of_[q] == 0 && items_over_[q] != 0) continue;
+    const bool merged = slots_of_[q] > 0 || items_over_[q] == 0;
+    q_merge[q] = merged ? count++ : -1;
+    if (!merged) continue;
     *query++ = int32_t(q);
     *ptr++ = at;
     at += slots_of_[q];

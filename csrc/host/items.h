@@ -26,7 +26,7 @@ class Items {
 
   void write_items(WorkItem* out) const;  // most expensive first
   void write_pages(int32_t* out) const;
-  void write_merges(int32_t* query, int32_t* ptr, int32_t* slot) const;
+  void write_merges(int32_t* query, int32_t* ptr, int32_t* slot, int32_t* q_merge) const;
   // Adds what the items move and compute to the statistics.
   void describe(PlanStats& stats) const;
 

@@ -95,6 +95,7 @@ PlanHeader lay_out(int64_t num_rows, const Queries& queries, const Items& items,
   h.merge_query = place(items.num_merges);
   h.merge_ptr = place(items.num_merges + 1);
   h.merge_slot = place(items.num_partials);
+  h.q_merge = place(queries.count);
   if (at > std::numeric_limits<int32_t>::max()) refuse("the plan is too large: ", at, " ints");
   h.magic = kPlanMagic;
   h.total_ints = int32_t(at);
@@ -124,12 +125,12 @@ void write(int32_t* out, const PlanHeader& h, std::span<const PlanRow> rows, con
   std::copy(queries.row.begin(), queries.row.end(), out + h.q_row);
   std::copy(queries.back.begin(), queries.back.end(), out + h.q_back);
   std::copy(queries.draft.begin(), queries.draft.end(), reinterpret_cast<DraftNode*>(out + h.draft));
-  items.write_merges(out + h.merge_query, out + h.merge_ptr, out + h.merge_slot);
+  items.write_merges(out + h.merge_query, out + h.merge_ptr, out + h.merge_slot, out + h.q_merge);
   // What lies between the sections is zero, so that equal plans are equal buffers.
   for (const int64_t end :
        {kHeaderInts + h.num_rows, h.items + 8 * h.num_items, h.pages + h.num_pages, h.q_token + h.num_queries,
         h.q_row + h.num_queries, h.q_back + h.num_queries, h.merge_query + h.num_merges, h.merge_ptr + h.num_merges + 1,
-        h.merge_slot + h.num_merge_slots})
+        h.merge_slot + h.num_merge_slots, h.q_merge + h.num_queries})
     std::fill(out + end, out + (end + 7) / 8 * 8, 0);
 }
 

@@ -1,6 +1,8 @@
 // torch.ops.ttc_kernels.tree_attention on the CPU: check, fill the params, run.
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
+
 #include "common/op_check.h"
 #include "common/plan_layout.h"
 #include "tree_attention/params.h"
@@ -38,8 +40,15 @@ void check(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& plan
                   "tree_attention: lse must be float32 [", h.num_queries, ", ", h.num_q_heads, "], contiguous");
 }
 
+// workspace and counters are for the kernels of GPUs; here partials stand in memory of the threads.
 void tree_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cache, const Tensor& plan,
-                    double sm_scale, double logits_soft_cap, const Tensor& out, const Tensor& lse) {
+                    const std::optional<Tensor>& workspace, const std::optional<Tensor>& counters, double sm_scale,
+                    double logits_soft_cap, double v_scale, const std::optional<Tensor>& k_scales,
+                    const std::optional<Tensor>& v_scales, const Tensor& out, const Tensor& lse) {
+  static_cast<void>(workspace);
+  static_cast<void>(counters);
+  require(v_scale == 1 && !k_scales && !v_scales,
+          "tree_attention: scales of the caches are for float8_e4m3fn, which the cpu does not read");
   check(q, k_cache, v_cache, plan, out, lse);
   ttc::TreeAttentionParams params{
       .dtype = ttc::float_dtype("tree_attention", "q", q),

@@ -246,7 +246,8 @@ def test_attention_refuses_before_it_writes():
         ((q, cache, cache, "plan"), {}, TypeError, "plan must be a TreeAttentionPlan"),
         ((q, cache, cache, plan), {"sm_scale": -1.0}, ValueError, "sm_scale must be positive"),
         ((q, cache, cache, plan), {"logits_soft_cap": -1.0}, ValueError, "logits_soft_cap must be"),
-        ((q, cache, cache, plan), {"backend": "cuda"}, ValueError, "backend must be one of"),
+        ((q, cache, cache, plan), {"backend": "gpu"}, ValueError, "backend must be one of"),
+        ((q, cache, cache, plan), {"backend": "cuda"}, ValueError, "cuda. needs a plan on a GPU"),
         ((q, cache, cache, plan), {"lse": torch.zeros(3, 5)}, ValueError, "lse must be"),
     ]
     for arguments, options, error, message in cases:
@@ -255,8 +256,9 @@ def test_attention_refuses_before_it_writes():
         assert (out == 7).all()
     with pytest.raises(ValueError, match="plan must be the whole buffer"):
         torch.ops.ttc_kernels.tree_attention(
-            q, cache, cache, plan.buffer[:-1], 1.0, 0.0, out, torch.zeros(3, 4)
-        )
+            q, cache, cache, plan.buffer[:-1], None, None, 1.0, 0.0, 1.0, None, None, out,
+            torch.zeros(3, 4),
+        )  # fmt: skip
 
 
 def test_planning_is_fast_and_linear():

@@ -29,6 +29,7 @@ class View:
     q_token: np.ndarray
     q_row: np.ndarray
     q_back: np.ndarray
+    q_merge: np.ndarray
     merges: dict[int, list[int]]
 
     @classmethod
@@ -37,8 +38,19 @@ class View:
         rows, queries, items, pages, _, merges, slots = b[2:9]
         at = dict(
             zip(
-                ("items", "pages", "q_token", "q_row", "q_back", "draft", "query", "ptr", "slot"),
-                b[16:25],
+                (
+                    "items",
+                    "pages",
+                    "q_token",
+                    "q_row",
+                    "q_back",
+                    "draft",
+                    "query",
+                    "ptr",
+                    "slot",
+                    "q_merge",
+                ),
+                b[16:26],
                 strict=True,
             )
         )
@@ -55,6 +67,7 @@ class View:
             part("q_token", queries),
             part("q_row", queries),
             part("q_back", queries),
+            part("q_merge", queries),
             dict(zip(part("query", merges).tolist(), lists, strict=True)),
         )
 
@@ -111,6 +124,7 @@ def test_every_visible_pair_is_covered_once(deterministic, window_left):
             if length:
                 assert over[0][2] <= low and over[-1][3] > position
             written = [i for i in over if i[5] < 0]
+            assert view.q_merge[q] == list(view.merges).index(q) if q in view.merges else -1
             if q in view.merges:
                 assert not written
                 assert view.merges[q] == [i[5] + q - i[0] for i in over]

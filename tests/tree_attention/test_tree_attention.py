@@ -233,8 +233,8 @@ def test_opcheck(make_case):
         case.k_cache.nan_to_num(),
         case.v_cache.nan_to_num(),
         case.plan().buffer,
-        0.125,
-        0.0,
+        *(None, None),  # workspace and counters, for a GPU
+        *(0.125, 0.0, 1.0, None, None),
         out,
         lse,
     )
@@ -248,7 +248,9 @@ def test_compiles_into_one_graph(make_case):
 
     def attend(q):
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
-        torch.ops.ttc_kernels.tree_attention(q * 2, k, v, buffer, 0.1, 0.0, out, lse)
+        torch.ops.ttc_kernels.tree_attention(
+            q * 2, k, v, buffer, None, None, 0.1, 0.0, 1.0, None, None, out, lse
+        )
         return out + 1, lse
 
     expected = attend(case.q)
