@@ -70,7 +70,7 @@ class Branch:
         self.search, self.parent, self.path = search, parent, path
         self.seed = branch_seed(search.seed, search.problem, path)
         self.sequence: Sequence = Sequence(
-            tokens, search.policy_ledger, None if parent is None else parent.sequence
+            tokens, search.policy_ledger, None if parent is None else parent.sequence, self
         )
         self.stop_reason: str | None = None
         self.end_reason: str | None = None

@@ -130,7 +130,7 @@ class Engine:
         """
         result = next(self.stream([{"id": 0, "problem": problem}], strategy, budget, seed))
         if result.error is not None:
-            raise ValueError(result.error)
+            raise ValueError(result.error) from result.exception
         return result
 
     def solve_all(

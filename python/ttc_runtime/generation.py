@@ -19,14 +19,24 @@ from ttc_runtime.sequence import Ledger, Sequence
 
 
 class _Growth:
-    """A branch that is growing, and when it stops."""
+    """A branch that is growing, and when it stops. held: it waits until others leave it room."""
 
-    __slots__ = ("branch", "ends", "limit", "sampling", "search", "seed", "sequence", "until_step")
+    __slots__ = (
+        "branch",
+        "ends",
+        "held",
+        "limit",
+        "sampling",
+        "search",
+        "seed",
+        "sequence",
+        "until_step",
+    )
 
     def __init__(self, branch: Branch, work: Generate, ends: TextEnds, limit: int) -> None:
         self.branch, self.search, self.sequence = branch, branch.search, branch.sequence
         self.seed, self.sampling, self.until_step = branch.seed, work.sampling, work.until_step
-        self.ends, self.limit = ends, limit
+        self.ends, self.limit, self.held = ends, limit, False
 
 
 class Policy:
@@ -152,7 +162,8 @@ class Policy:
             sequence = growth.sequence
             if sequence.kv is not None and sequence.pending == 0 and sequence.logits is None:
                 self.lane.release(sequence)  # it came back for a child's sake, without its output
-            target = None if growth.search.paused else self.lane.prepare(sequence, sampled=True)
+            at_rest = growth.held or growth.search.paused
+            target = None if at_rest else self.lane.prepare(sequence, sampled=True)
             if target is sequence and sequence.pending == 0:
                 ready.append(growth)
             elif target is sequence and sequence.pending == 1:
@@ -178,8 +189,10 @@ class Policy:
         # Read together: the only time in a step that the host waits for a GPU.
         ids, bits = torch.stack((drawn, logprobs.view(torch.int32))).cpu().numpy()
         if (ids < 0).any():
-            bad = growths[int(np.argmax(ids < 0))].branch.path
-            raise RuntimeError(f"policy: the logits of branch {bad} are not finite")
+            for growth in (growths[i] for i in np.flatnonzero(ids < 0)):
+                branch = growth.branch
+                growth.search.failure = f"policy: the logits of branch {branch.path} are not finite"
+            ids = np.where(ids < 0, 0, ids)  # its problem ends with this step
         limits = np.fromiter((g.limit for g in growths), np.int64, count)
         events = (positions + 1 >= limits) | (ids[:, None] == self._eos).any(1)
         for ends in {g.ends for g in growths}:
@@ -218,6 +231,10 @@ class Policy:
             growth.branch.close_step(at_end=True)
         growth.search.budget_hit |= reason == "budget"
         growth.search.running.discard(growth.branch)
+        if growth.held:
+            growth.held = False
+            growth.search.held -= 1
+        self.let_go(growth.search)
 
     def _enforce_budgets(self) -> None:
         growing: dict[Search, list[_Growth]] = {}
@@ -243,8 +260,40 @@ class Policy:
     def active(self) -> set[int]:
         """Ids of the sequences that are growing, or that a waiting branch is to continue."""
         growths = (*self._decoding, *self._waiting)
-        parents = {id(g.sequence.parent) for g in self._waiting if g.sequence.kv is None}
+        waiting = [g for g in self._waiting if not g.held]
+        parents = {id(g.sequence.parent) for g in waiting if g.sequence.kv is None}
         return {id(g.sequence) for g in growths} | parents
+
+    def hold(self, search: Search) -> bool:
+        """Take the pages of the growing branch that is worth least, until others have stopped.
+
+        Returns False, and does nothing, where only one is left to grow.
+        """
+        growing = [g for g in (*self._decoding, *self._waiting) if g.search is search]
+        free = [g for g in growing if not g.held]
+        if len(free) < 2:
+            return False
+        # Of equals the last goes first, so that the same ones always get through.
+        least = min(g.branch.rank for g in free)
+        victim = max((g for g in free if g.branch.rank == least), key=lambda g: g.branch.path)
+        victim.held = True
+        search.held += 1
+        if victim in self._decoding:
+            self._decoding.remove(victim)
+            self._waiting.append(victim)
+        self.lane.release(victim.sequence)
+        return True
+
+    def let_go(self, search: Search) -> bool:
+        """Let the held branch that is worth most go on. False if there is none."""
+        if not search.held:
+            return False
+        held = [g for g in self._waiting if g.held and g.search is search]
+        best = max(g.branch.rank for g in held)
+        chosen = min((g for g in held if g.branch.rank == best), key=lambda g: g.branch.path)
+        chosen.held = False
+        search.held -= 1
+        return True
 
     def preempt(self, search: Search) -> None:
         """Give up all of a problem's pages; its growing branches start again from their tokens."""

@@ -41,18 +41,23 @@ class Lane:
             return self._attach_root(sequence)
         shared = sequence.fork_len
         sampled = sampled and len(sequence.tokens) == shared
+        holder = parent
         if parent.kv is None or parent.length < shared:
-            target = self.prepare(parent, sampled=sampled)
-            if target is not parent or parent.length < shared:
-                return target
-        if sampled and (parent.logits is None or parent.length > shared):
+            relative = _relative(sequence)
+            if relative is None:
+                target = self.prepare(parent, sampled=sampled)
+                if target is not parent or parent.length < shared:
+                    return target
+            else:
+                holder = relative
+        if sampled and (holder.logits is None or holder.length > shared):
             shared -= 1  # the output is gone: run the last token again
-        kv = _kv(parent).fork(1)[0]
+        kv = _kv(holder).fork(1)[0]
         if kv.length > shared:
             kv.truncate(shared)
-        sequence.attach(kv, shared, parent)
-        if sampled and parent.length == shared:
-            sequence.logits = parent.logits
+        sequence.attach(kv, shared, holder)
+        if sampled and holder.length == shared:
+            sequence.logits = holder.logits
         return sequence
 
     def _attach_root(self, root: Sequence) -> Sequence | None:
@@ -145,6 +150,22 @@ class Lane:
         for sequence, count in zip(rows, counts, strict=True):
             sequence.grow(count)
             sequence.ledger.seconds["decode" if count == 1 else "prefill"] += share * count
+
+
+def _relative(sequence: Sequence) -> Sequence | None:
+    """One that forked from the same parent behind the shared tokens, and still holds them all.
+
+    Where memory was short the parent may have lost its pages, but not the tokens themselves.
+    """
+    shared = sequence.fork_len
+    for other in sequence.ledger.attached.values():
+        ancestor, common = other, other.length
+        while ancestor.parent is not None and ancestor is not sequence.parent and common >= shared:
+            common = min(common, ancestor.fork_len)
+            ancestor = ancestor.parent
+        if ancestor is sequence.parent and common >= shared:
+            return other
+    return None
 
 
 def _kv(sequence: Sequence) -> PoolBranch:

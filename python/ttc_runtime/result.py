@@ -23,8 +23,8 @@ class Result:
     branches: the candidate completions. scores: their aggregated scores, NaN where not scored.
     pred_majority, pred_weighted, pred_naive: the answers by count, by summed score and by best
     score. tree: the root branch. usage: what it cost. stop_reason: ``finished``, ``budget`` or
-    ``error``. seed, strategy: as run. error: why the problem failed, else None. info: the
-    strategy's own notes.
+    ``error``. seed, strategy: as run. error: why the problem failed, else None. exception:
+    what the strategy raised, if that was why. info: the strategy's own notes.
     """
 
     index: int
@@ -45,6 +45,7 @@ class Result:
     usage: Usage = field(default_factory=Usage)
     stop_reason: str = "error"
     error: str | None = None
+    exception: Exception | None = None
     info: dict = field(default_factory=dict)
 
     def record(self) -> dict:
@@ -87,6 +88,7 @@ def make_result(
         strategy.name,
         seed,
         error=task.error,
+        exception=task.exception,
     )
     if task.search is not None:
         result.tree, result.usage = task.search.root, task.search.usage

@@ -17,7 +17,8 @@ class Task:
     """One problem to solve.
 
     index: place in the caller's list. start: makes its search and the strategy's generator. search:
-    None until it was started. outcome or error: what came out.
+    None until it was started. outcome or error: what came out. exception: what the strategy raised,
+    if that was the error.
     """
 
     index: int
@@ -25,6 +26,12 @@ class Task:
     search: Search | None = None
     outcome: Outcome | None = None
     error: str | None = None
+    exception: Exception | None = None
+
+    def fail(self, exception: Exception) -> None:
+        """Record what the problem's own code raised; a ValueError's text speaks for itself."""
+        kind = "" if isinstance(exception, ValueError) else f"{type(exception).__name__}: "
+        self.error, self.exception = f"{kind}{exception}", exception
 
 
 @dataclass(eq=False)
@@ -61,6 +68,9 @@ class Scheduler:
                 progress = self._step(self.policy, done)
                 if self.scorer is not None:
                     progress |= self._step(self.scorer, done, idle=not progress)
+                for active in [a for a in self._active if a.search.failure is not None]:
+                    active.task.error = active.search.failure
+                    self._retire(active, done)
                 yield from done
                 if not self._active and not more:
                     return
@@ -75,15 +85,15 @@ class Scheduler:
     def _start(self, queue: Iterator[Task], done: list[Task]) -> bool:
         """Start problems while there is room. Returns whether there may be more."""
         while self.policy.num_growing < self.max_batch and not any(
-            active.search.paused for active in self._active
+            active.search.paused or active.search.held for active in self._active
         ):
             task = next(queue, None)
             if task is None:
                 return False
             try:
                 task.search, generator = task.start()
-            except ValueError as error:
-                task.error = str(error)
+            except Exception as error:  # whatever it is, the other problems go on
+                task.fail(error)
                 done.append(task)
                 continue
             active = _Active(task, task.search, generator)
@@ -108,8 +118,8 @@ class Scheduler:
             except StopIteration as end:
                 active.task.outcome = end.value
                 return True
-            except ValueError as error:
-                active.task.error = str(error)
+            except Exception as error:  # the strategy's, or for its work: the other problems go on
+                active.task.fail(error)
                 return True
         return False
 
@@ -132,30 +142,45 @@ class Scheduler:
             self.scorer.submit(work)
 
     def _step(self, user: Policy | Scorer, done: list[Task], **arguments) -> bool:
+        swept = False
         while True:
             try:
                 with user.lane.model.threads():
                     return user.step(**arguments)
             except OutOfPages as error:
-                self._relieve(user, error, done)
+                swept |= self._relieve(user, error, done, swept)
 
-    def _relieve(self, user: Policy | Scorer, error: OutOfPages, done: list[Task]) -> None:
-        """Free pages: cached prefixes first, then branches at rest, then the youngest problem."""
+    def _relieve(
+        self, user: Policy | Scorer, error: OutOfPages, done: list[Task], swept: bool
+    ) -> bool:
+        """Free pages: cached prefixes first, then branches at rest, then growing ones.
+
+        The youngest problem gives way first, and in it what is worth least; the oldest one's best
+        branch always goes on, so that every problem ends. At the very last go sequences that share
+        all their tokens with others: they hold a half-full page at most. Returns whether that was
+        done; once in a step, since whatever needs them attaches them again.
+        """
         user.lane.model.run_copies()
         if user.lane.cache.evict():
-            return
+            return False
         holding = [a for a in self._active if user.ledger(a.search).attached]
         busy = user.active()
         for active in reversed(holding):
             attached = list(user.ledger(active.search).attached.values())
             resting = [s for s in attached if id(s) not in busy and s.exclusive]
             if resting:
-                user.lane.release_all(resting)
-                return
+                user.lane.release(min(resting, key=lambda s: s.dispensable))
+                return False
+        if holding and user.hold(holding[-1].search):
+            return False
         if len(holding) > 1:
             user.preempt(holding[-1].search)
             holding[-1].search.paused = True
-            return
+            return False
+        if holding and not swept:
+            attached = list(user.ledger(holding[0].search).attached.values())
+            user.lane.release_all([s for s in attached if id(s) not in busy])
+            return True
         pages = user.lane.model.pool.num_pages
         for active in holding or [a for a in self._active if a.search.running][:1]:
             active.task.error = (
@@ -164,14 +189,18 @@ class Scheduler:
                 "lower n"
             )
             self._retire(active, done)
+        return False
 
     def _resume(self) -> bool:
-        """Let the oldest problem that was held back go on."""
+        """Let the oldest problem that was held back go on, or else its branches that were."""
         for active in self._active:
             if active.search.paused:
                 active.search.paused = False
                 return True
-        return False
+        held = next((a.search for a in self._active if a.search.held), None)
+        while held is not None and self.policy.let_go(held):
+            pass
+        return held is not None
 
     def _retire(self, active: _Active, done: list[Task]) -> None:
         """A task has ended: free its pages at once, and let one that was held back go on."""

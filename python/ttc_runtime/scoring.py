@@ -48,14 +48,14 @@ class Scorer:
         if branch.reward is None:
             if parent is None:
                 prompt = spec.prompt_tokens(tokenizer, search.problem)
-                branch.reward = Sequence(prompt, search.reward_ledger)
+                branch.reward = Sequence(prompt, search.reward_ledger, owner=branch)
                 branch.reward_ends = [len(prompt)]
             else:
                 inherited = _inherited_steps(branch)
                 self._extend(parent, inherited)
                 branch.reward_ends = parent.reward_ends[: inherited + 1]
                 tokens = _reward(parent).tokens[: branch.reward_ends[-1]]
-                branch.reward = Sequence(tokens, search.reward_ledger, parent.reward)
+                branch.reward = Sequence(tokens, search.reward_ledger, parent.reward, branch)
         branch.step_scores += [_NAN] * (num_steps - len(branch.step_scores))
         for step in branch.steps[len(branch.reward_ends) - 1 : num_steps]:
             ids = spec.step_tokens(tokenizer, step)
@@ -126,6 +126,18 @@ class Scorer:
         """Ids of the sequences being scored, or that one being scored continues."""
         sequences = [_reward(b) for b in self._jobs]
         return {id(s) for s in sequences} | {id(s.parent) for s in sequences if s.kv is None}
+
+    def hold(self, search: Search) -> bool:
+        """Give up pages of jobs under way but for the first. False if there are none."""
+        first = next((_unscored(b) for b in self._jobs if b.search is search), None)
+        kept = set()
+        while first is not None:
+            kept.add(id(first))
+            first = first.parent
+        others = [s for s in search.reward_ledger.attached.values() if id(s) not in kept]
+        others = [s for s in others if s.exclusive]
+        self.lane.release_all(others)
+        return bool(others)
 
     def preempt(self, search: Search) -> None:
         """Give up all of a problem's pages; its work starts again from the tokens."""

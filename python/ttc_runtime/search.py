@@ -58,6 +58,8 @@ class Search:
         self.sample_seconds = 0.0
         self.running: set[Branch] = set()
         self.paused = False
+        self.held = 0  # growing branches that wait for memory
+        self.failure: str | None = None  # why this problem cannot go on
         self.out_of_budget = False  # no more tokens may be generated
         self.budget_hit = False  # some limit cut work short
         self.scoring_committed = 0

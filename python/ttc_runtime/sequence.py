@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from ttc_kernels import Branch as PoolBranch
+
+if TYPE_CHECKING:
+    from ttc_runtime.branch import Branch
 
 
 @dataclass
@@ -31,8 +35,9 @@ class Ledger:
 class Sequence:
     """Token ids, the first `length` of which have keys and values in the pool.
 
-    tokens: ids, prompt first. ledger: the books of its problem. parent: the sequence it continues;
-    the first `fork_len` tokens are the parent's and share its pages. kv: the pool branch, None when
+    tokens: ids, prompt first. ledger: the books of its problem. owner: the branch it belongs to.
+    parent: the sequence it continues; the first `fork_len` tokens are the parent's and share its
+    pages. kv: the pool branch, None when
     detached (not started, or pages given up). logits: the model's output after the `length`-th
     token, kept when that is the last one and something is to be sampled from it.
 
@@ -48,14 +53,21 @@ class Sequence:
         "ledger",
         "length",
         "logits",
+        "owner",
         "parent",
         "ran",
         "sharers",
         "tokens",
     )
 
-    def __init__(self, tokens: list[int], ledger: Ledger, parent: Sequence | None = None) -> None:
-        self.tokens, self.ledger, self.parent = tokens, ledger, parent
+    def __init__(
+        self,
+        tokens: list[int],
+        ledger: Ledger,
+        parent: Sequence | None = None,
+        owner: Branch | None = None,
+    ) -> None:
+        self.tokens, self.ledger, self.parent, self.owner = tokens, ledger, parent, owner
         self.fork_len = len(tokens) if parent else 0
         self.ran = self.fork_len  # a parent's tokens count as run by the parent
         self.length = self.base = 0
@@ -68,6 +80,16 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that are still to be run."""
         return len(self.tokens) - self.length
+
+    @property
+    def dispensable(self) -> tuple[bool, float]:
+        """Key by which sequences at rest lose their pages, smallest first.
+
+        Finished branches are hardly ever continued; the others go by value.
+        """
+        if self.owner is None:
+            return False, 0.0
+        return not self.owner.finished, self.owner.rank
 
     @property
     def exclusive(self) -> int:

@@ -126,3 +126,57 @@ def _ancestry(branch):
     while branch is not None:
         yield branch
         branch = branch.parent
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_one_problem_goes_on_with_memory_for_a_part_of_its_tree(make_engine, share):
+    """Branches wait for room and are run again; what comes out is the same."""
+    roomy = make_engine()
+    expected = roomy.solve(PROBLEMS[0], BestOfN(16, sampling=LONG))
+    assert expected.usage.recomputed == 0
+    pages = int(share * expected.usage.peak_kv_tokens / 16)
+    tight = make_engine(kv_memory=memory(roomy, pages))
+    result = tight.solve(PROBLEMS[0], BestOfN(16, sampling=LONG))
+    assert tree_of(result) == tree_of(expected)
+    assert result.usage.recomputed > 0
+    once = result.usage.run + result.usage.scored - result.usage.recomputed
+    assert once == expected.usage.run + expected.usage.scored
+    assert result.usage.peak_kv_tokens <= pages * 16
+    free_everything(tight)
+
+
+class Valued:
+    """Eight branches, of which the strategy likes some better."""
+
+    name = "valued"
+    sampling = LONG
+    values = (0.3, 0.9, 0.1, 0.7, 0.2, 0.8, 0.5, 0.6)
+
+    def run(self, search):
+        branches = search.root.fork(len(self.values))
+        for branch, value in zip(branches, self.values, strict=True):
+            branch.value = value
+        yield Generate(branches, self.sampling)
+        return Outcome(branches)
+
+
+def test_what_is_worth_least_waits(make_engine):
+    roomy = make_engine()
+    expected = roomy.solve(PROBLEMS[0], Valued())
+    tight = make_engine(kv_memory=memory(roomy, 9))
+    policy, held, growing = tight.policy, [], []
+    hold = policy.hold
+
+    def noted(search):
+        before = {g.branch.value for g in (*policy._decoding, *policy._waiting) if not g.held}
+        done = hold(search)
+        after = {g.branch.value for g in (*policy._decoding, *policy._waiting) if not g.held}
+        if done:
+            held.extend(before - after)
+            growing.append(before)
+        return done
+
+    policy.hold = noted
+    result = tight.solve(PROBLEMS[0], Valued())
+    assert tree_of(result) == tree_of(expected)
+    assert len(held) >= 4 and all(v == min(g) for v, g in zip(held, growing, strict=True))
