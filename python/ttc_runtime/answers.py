@@ -21,14 +21,25 @@ def extract_answer(text: str) -> str | None:
     >>> extract_answer(r"so \boxed{\frac{1}{2}}."), extract_answer("It is 4, or 5.")
     ('\\frac{1}{2}', '5')
     """
+    stated = stated_answer(text)
+    if stated is not None:
+        return stated
+    numbers = _NUMBER.findall(text)
+    return numbers[-1] if numbers else None
+
+
+def stated_answer(text: str) -> str | None:
+    r"""The answer a text declares as such: its last ``\boxed{}``, or what follows its last "Final
+    Answer:"; None without either.
+
+    >>> stated_answer(r"so \boxed{4}"), stated_answer("It is 4, or 5.")
+    ('4', None)
+    """
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed
     stated = _STATED.findall(text)
-    if stated:
-        return stated[-1].strip().strip("*$ ").rstrip(".") or None
-    numbers = _NUMBER.findall(text)
-    return numbers[-1] if numbers else None
+    return (stated[-1].strip().strip("*$ ").rstrip(".") or None) if stated else None
 
 
 def _last_boxed(text: str) -> str | None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ttc_runtime.search import Search
 
 FINISHED = frozenset({"eos", "stop", "length", "context", "budget"})
-"""Stop reasons after which a branch grows no further; the others are None and ``step``."""
+"""Stop reasons after which a branch grows no further; the others are None, ``step``, ``pause``."""
 
 
 def branch_seed(seed: int, problem: str, path: tuple[int, ...]) -> int:
@@ -28,8 +28,9 @@ class Branch:
     """One path of a search tree.
 
     parent: the branch it was forked from, None for the root, which holds the prompt. path: child
-    numbers from the root. seed: its own random seed. stop_reason: None while it can grow, ``step``
-    at the end of a step, or ``eos``, ``stop`` (a stop string), ``length`` (max_tokens), ``context``
+    numbers from the root. seed: its own random seed. prompt_tokens: tokens of its prompt.
+    stop_reason: None while it can grow, ``step`` at the end of a step, ``pause`` where `Generate`
+    was told to stop, or ``eos``, ``stop`` (a stop string), ``length`` (max_tokens), ``context``
     (the model's longest input), ``budget``. steps: texts of its closed steps. step_scores: the
     reward model's score of each scored step. logprobs: of each generated token under the
     distribution it was drawn from.
@@ -47,6 +48,7 @@ class Branch:
         "logprobs",
         "parent",
         "path",
+        "prompt_tokens",
         "reward",
         "reward_ends",
         "search",
@@ -67,7 +69,9 @@ class Branch:
         parent: Branch | None = None,
         path: tuple[int, ...] = (),
     ) -> None:
+        """A child's `tokens` are some of the parent's from the first; the rest is left behind."""
         self.search, self.parent, self.path = search, parent, path
+        self.prompt_tokens: int = parent.prompt_tokens if parent else len(tokens)
         self.seed = branch_seed(search.seed, search.problem, path)
         self.sequence: Sequence = Sequence(
             tokens, search.policy_ledger, None if parent is None else parent.sequence, self
@@ -80,15 +84,20 @@ class Branch:
         self.children: list[Branch] = []
         self.reward: Sequence | None = None
         self.reward_ends: list[int] = []  # reward tokens up to the prompt's end and each step's
-        self.steps: list[str] = parent.steps[:] if parent else []
-        self.step_starts: list[int] = parent.step_starts[:] if parent else [len(tokens)]
-        self.step_scores: list[float] = parent.step_scores[:] if parent else []
-        self.logprobs: list[float] = parent.logprobs[:] if parent else []
+        self.step_starts = [len(tokens)]
+        self.steps: list[str] = []
+        self.step_scores: list[float] = []
+        self.logprobs: list[float] = []
+        if parent is not None:
+            self.step_starts = [start for start in parent.step_starts if start <= len(tokens)]
+            self.steps = parent.steps[: len(self.step_starts) - 1]
+            self.step_scores = parent.step_scores[: len(self.steps)]
+            self.logprobs = parent.logprobs[: len(tokens) - self.prompt_tokens]
 
     @property
     def tokens(self) -> list[int]:
         """Generated token ids, the prompt's left out."""
-        return self.sequence.tokens[self.search.prompt_tokens :]
+        return self.sequence.tokens[self.prompt_tokens :]
 
     @property
     def text(self) -> str:
@@ -106,21 +115,48 @@ class Branch:
     def finished(self) -> bool:
         return self.stop_reason in FINISHED
 
-    def fork(self, n: int) -> list[Branch]:
+    def fork(self, n: int, at: int | None = None) -> list[Branch]:
         """`n` children that continue this branch's text, each with a seed of its own.
 
         Shares all KV; a token of the parent that is still to be run is run once for all of them.
+        at: generated tokens they keep, all by default. Raises ValueError for other numbers.
         """
         self._check_usable("fork")
         if not isinstance(n, int) or n < 1:
             raise ValueError(f"Branch.fork: n must be an integer >= 1, got {n!r}")
+        generated = len(self.sequence.tokens) - self.prompt_tokens
+        if at is not None and not 0 <= at <= generated:
+            raise ValueError(f"Branch.fork: at must be 0 to {generated} tokens, got {at!r}")
+        end = len(self.sequence.tokens) if at is None else self.prompt_tokens + at
         first = len(self.children)
         kids = [
-            Branch(self.search, self.sequence.tokens[:], self, (*self.path, first + i))
+            Branch(self.search, self.sequence.tokens[:end], self, (*self.path, first + i))
             for i in range(n)
         ]
         self.children += kids
         return kids
+
+    def ask(self, prompt: str) -> Branch:
+        """A child that answers a prompt of its own, and sees nothing of this branch's text.
+
+        prompt: text, put through the chat template where there is one; its tokens count as prompt
+        in `Usage`. Its steps are scored as steps of the problem. Raises ValueError for a prompt
+        without tokens or too long for the policy.
+        """
+        self._check_usable("ask")
+        tokens = self.search.policy.encode_prompt(prompt)
+        longest = self.search.policy.lane.model.max_positions
+        if not 0 < len(tokens) < longest:
+            raise ValueError(
+                f"Branch.ask: the prompt must have 1 to {longest - 1} tokens, got {len(tokens)}"
+            )
+        child = Branch(self.search, [], self, (*self.path, len(self.children)))
+        child.sequence = Sequence(tokens, self.search.policy_ledger)
+        child.prompt_tokens, child.step_starts = len(tokens), [len(tokens)]
+        child.steps, child.step_scores, child.logprobs = [], [], []
+        self.search.usage.prompt += len(tokens)
+        self.children.append(child)
+        return child
 
     def extend(self, text: str) -> None:
         """Append given text, as if it had been generated; it reopens a finished branch.
@@ -136,9 +172,13 @@ class Branch:
             self.search.usage.prompt += len(tokens)
             self.stop_reason = None
 
-    def free(self) -> None:
-        """Give up the pages. The text and scores stay readable; children are not affected."""
+    def free(self, reason: str | None = None) -> None:
+        """Give up the pages. The text and scores stay readable; children are not affected.
+
+        reason: why, for `end_reason`.
+        """
         self._check_usable("free")
+        self.end_reason = reason or self.end_reason
         self.search.release(self)
         self.freed = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Annotated
 
@@ -55,13 +56,22 @@ def _quiet_loading() -> None:
     logging.disable_progress_bar()
 
 
-def make_strategy(name: str, n: int, sampling):
-    """A strategy from its command line name. Raises ValueError for an unknown one."""
-    from ttc_runtime.strategies import STRATEGIES
+def parse_settings(settings: list[str]) -> dict:
+    """Settings such as ``width=4`` as a dict; values are numbers, true, false, or words.
 
-    if name not in STRATEGIES:
-        raise ValueError(f"--strategy: expected one of {', '.join(STRATEGIES)}, got {name!r}")
-    return STRATEGIES[name](n, sampling)
+    >>> parse_settings(["width=4", "rule=uct"])
+    {'width': 4, 'rule': 'uct'}
+    """
+    parsed = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--set: expected NAME=VALUE, got {text!r}")
+        try:
+            parsed[name] = json.loads(value)
+        except ValueError:
+            parsed[name] = value
+    return parsed
 
 
 @app.command()
@@ -72,6 +82,9 @@ def solve(
     reward: Annotated[str | None, typer.Option(help="Reward model.")] = None,
     strategy: Annotated[str, typer.Option(help="greedy, self_consistency, ...")] = "best_of_n",
     n: Annotated[int, typer.Option(help="Completions a problem.")] = 16,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=VALUE, of the strategy; repeatable.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many problems.")] = None,
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 1.0,
@@ -93,9 +106,10 @@ def solve(
     from ttc_runtime import Budget, Engine, SamplingParams
     from ttc_runtime.records import ResultWriter, read_problems
     from ttc_runtime.report import summary
+    from ttc_runtime.strategies import make_strategy
 
     sampling = SamplingParams(temperature, top_k, top_p, min_p, max_tokens)
-    plan = make_strategy(strategy, n, sampling)
+    plan = make_strategy(strategy, n, sampling, **parse_settings(setting or []))
     budget = Budget(tokens=tokens, samples=samples, seconds=seconds)
     read = read_problems(problems, limit)
     for message in read.errors:

@@ -22,7 +22,9 @@ class _Growth:
     """A branch that is growing, and when it stops. held: it waits until others leave it room."""
 
     __slots__ = (
+        "bias",
         "branch",
+        "cut",
         "ends",
         "held",
         "limit",
@@ -36,7 +38,9 @@ class _Growth:
     def __init__(self, branch: Branch, work: Generate, ends: TextEnds, limit: int) -> None:
         self.branch, self.search, self.sequence = branch, branch.search, branch.sequence
         self.seed, self.sampling, self.until_step = branch.seed, work.sampling, work.until_step
-        self.ends, self.limit, self.held = ends, limit, False
+        self.bias, self.ends, self.held = work.bias, ends, False
+        cut = limit if work.new_tokens is None else len(self.sequence.tokens) + work.new_tokens
+        self.limit, self.cut = min(limit, cut), cut < limit
 
 
 class Policy:
@@ -89,13 +93,13 @@ class Policy:
             if branch.finished:
                 continue
             search = branch.search
-            first = len(branch.sequence.tokens) == search.prompt_tokens
+            first = len(branch.sequence.tokens) == branch.prompt_tokens
             if search.out_of_budget or (first and search.usage.samples == search.budget.samples):
                 branch.stop_reason, search.budget_hit = "budget", True
                 continue
             branch.stop_reason = None
             limit = min(
-                search.prompt_tokens + work.sampling.max_tokens, self.lane.model.max_positions
+                branch.prompt_tokens + work.sampling.max_tokens, self.lane.model.max_positions
             )
             growth = _Growth(branch, work, ends, limit)
             if len(branch.sequence.tokens) >= limit:
@@ -183,6 +187,7 @@ class Policy:
         started, count = time.perf_counter(), len(growths)
         seeds = np.fromiter((g.seed for g in growths), np.int64, count)
         positions = np.fromiter((len(g.sequence.tokens) for g in growths), np.int64, count)
+        logits = _biased(logits, growths)
         desc = row_descriptor(logits, **_sampling_arguments(growths))
         drawn = sample_tokens(logits, desc, torch.from_numpy(seeds), torch.from_numpy(positions))
         logprobs = _logprobs(logits, desc, drawn)
@@ -216,10 +221,14 @@ class Policy:
         if completes(self.tokenizer, branch.tokens, growth.sampling.stop):
             return self._stop(growth, "stop")
         closed = branch.close_step()
-        if len(tokens) >= growth.limit:
+        full = len(tokens) >= growth.limit
+        if full and not growth.cut:
             self._stop(growth, self._length_reason(growth))
-        elif closed and growth.until_step:
+        elif growth.until_step and (closed or full):
+            branch.close_step(at_end=True)
             self._stop(growth, "step")
+        elif full:
+            self._stop(growth, "pause")
 
     def _length_reason(self, growth: _Growth) -> str:
         full = len(growth.sequence.tokens) >= self.lane.model.max_positions
@@ -227,7 +236,7 @@ class Policy:
 
     def _stop(self, growth: _Growth, reason: str) -> None:
         growth.branch.stop_reason = reason
-        if reason != "step":
+        if reason not in ("step", "pause"):
             growth.branch.close_step(at_end=True)
         growth.search.budget_hit |= reason == "budget"
         growth.search.running.discard(growth.branch)
@@ -322,6 +331,24 @@ def _sampling_arguments(growths: list[_Growth]) -> dict:
         name: torch.tensor([getattr(g.sampling, name) for g in growths], dtype=dtype)
         for name, dtype in names.items()
     }
+
+
+def _biased(logits: Tensor, growths: list[_Growth]) -> Tensor:
+    """The logits with what the growths' bias functions add to them."""
+    rows: list[int] = []
+    ids: list[int] = []
+    amounts: list[float] = []
+    for row, growth in enumerate(growths):
+        found = growth.bias(growth.branch) if growth.bias is not None else None
+        if found is not None:
+            rows += [row] * len(found[0])
+            ids += found[0]
+            amounts += [found[1]] * len(found[0])
+    if not rows:
+        return logits
+    where = torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device)
+    values = torch.tensor(amounts, dtype=logits.dtype, device=logits.device)
+    return logits.clone().index_put_(where, values, accumulate=True)
 
 
 def _logprobs(logits: Tensor, desc: Tensor, drawn: Tensor) -> Tensor:

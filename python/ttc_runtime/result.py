@@ -99,7 +99,9 @@ def make_result(
     result.branches, result.info = outcome.branches, outcome.info
     texts = [branch.text for branch in outcome.branches]
     answers = [extract(text) for text in texts]
-    result.scores = [aggregate(branch.step_scores, aggregation) for branch in outcome.branches]
+    result.scores = outcome.scores or [
+        aggregate(branch.step_scores, aggregation) for branch in outcome.branches
+    ]
     votes = vote(answers, result.scores)
     places = {"majority": votes.majority, "weighted": votes.weighted, "naive": votes.naive}
     predictions = {name: None if i is None else answers[i] for name, i in places.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,10 @@ from ttc_kernels import OutOfPages
 from ttc_runtime.generation import Policy
 from ttc_runtime.scoring import Scorer
 from ttc_runtime.search import Generate, Score, Search
+from ttc_runtime.strands import Strands
 from ttc_runtime.strategies.base import Outcome, Work
+
+_CALL_POLL = 0.001  # seconds between looks at a tool's thread when nothing else is to be done
 
 
 @dataclass(eq=False)
@@ -36,12 +40,11 @@ class Task:
 
 @dataclass(eq=False)
 class _Active:
-    """A task under way and the work its strategy waits for."""
+    """A task under way and its strategy's generators."""
 
     task: Task
     search: Search
-    generator: Work
-    work: Generate | Score | None = None
+    strands: Strands
 
 
 class Scheduler:
@@ -74,7 +77,10 @@ class Scheduler:
                 yield from done
                 if not self._active and not more:
                     return
-                ready = any(not active.search.running for active in self._active)
+                if not progress and any(active.strands.calling for active in self._active):
+                    time.sleep(_CALL_POLL)
+                    continue
+                ready = any(active.strands.ready(active.search) for active in self._active)
                 if not (progress or done or more or ready or self._resume()):
                     raise RuntimeError("scheduler: no task can go on")
         finally:
@@ -96,36 +102,27 @@ class Scheduler:
                 task.fail(error)
                 done.append(task)
                 continue
-            active = _Active(task, task.search, generator)
+            active = _Active(task, task.search, Strands(generator, self._submit))
             self._active.append(active)
             if self._advance(active):
                 self._retire(active, done)
         return True
 
     def _advance(self, active: _Active) -> bool:
-        """Hand a strategy what it waited for, until it waits again. True when it has ended."""
-        while not active.search.running:
-            work = active.work
-            result: list = []
-            if isinstance(work, Generate):
-                result = work.branches
-            elif isinstance(work, Score):
-                result = [branch.step_scores for branch in work.branches]
-            try:
-                generator = active.generator
-                active.work = next(generator) if work is None else generator.send(result)
-                self._submit(active.search, active.work)
-            except StopIteration as end:
-                active.task.outcome = end.value
-                return True
-            except Exception as error:  # the strategy's, or for its work: the other problems go on
-                active.task.fail(error)
-                return True
-        return False
+        """Let a strategy go on as far as its work is done. True when it has ended."""
+        try:
+            if not active.strands.advance(active.search):
+                return False
+            active.task.outcome = active.strands.outcome
+        except Exception as error:  # the strategy's, or for its work: the other problems go on
+            active.task.fail(error)
+        return True
 
-    def _submit(self, search: Search, work: Generate | Score | None) -> None:
+    def _submit(self, search: Search, work: Generate | Score) -> None:
         if not isinstance(work, (Generate, Score)):
-            raise TypeError(f"strategy: expected it to yield Generate or Score, got {work!r}")
+            raise TypeError(
+                f"strategy: expected it to yield Generate, Score, Together or Call, got {work!r}"
+            )
         kind = type(work).__name__
         for branch in work.branches:
             if branch.freed:
@@ -214,5 +211,5 @@ class Scheduler:
             if user is not None:
                 user.cancel(active.search)
         active.search.running.clear()
-        active.generator.close()
+        active.strands.close()
         active.search.close()

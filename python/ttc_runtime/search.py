@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ttc_runtime.answers import stated_answer
 from ttc_runtime.branch import Branch
 from ttc_runtime.budget import Budget, Usage
 from ttc_runtime.sampling import SamplingParams
@@ -22,11 +24,20 @@ class Generate:
     """Work: grow branches until each is finished, or with `until_step` until its step closes.
 
     Yielding it from a strategy gives back the branches. Those already finished are left alone.
+    new_tokens: at most so many each; a branch that they end is closed as a step with `until_step`,
+    and stops with ``pause`` otherwise. bias: function of a branch that gives token ids and what to
+    add to their logits before the next token is drawn, or None.
     """
 
     branches: list[Branch]
     sampling: SamplingParams
     until_step: bool = False
+    new_tokens: int | None = None
+    bias: Callable[[Branch], tuple[list[int], float] | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.new_tokens is not None and self.new_tokens < 1:
+            raise ValueError(f"Generate: new_tokens must be >= 1 or None, got {self.new_tokens!r}")
 
 
 @dataclass(frozen=True)
@@ -40,20 +51,76 @@ class Score:
     branches: list[Branch]
 
 
+@dataclass(frozen=True)
+class Together:
+    """Work: run generators beside each other, none waiting for another's branches.
+
+    Each yields work as a strategy does. Yielding it gives back what each returned, in order.
+    """
+
+    generators: Collection[Generator[Any, Any, Any]]
+
+
+class Call:
+    """Work: run a Python function beside the search, such as a tool; yielding it gives it back.
+
+    function, arguments: what to call. seconds: how long to wait; the problem's own limit ends the
+    wait earlier. value: what the function returned. error: why there is none: what was raised, or
+    that nothing came in time; a function that never returns keeps its thread, which does not keep
+    the process alive.
+    """
+
+    def __init__(self, function: Callable, *arguments, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"Call: seconds must be positive, got {seconds!r}")
+        self.function, self.arguments, self.seconds = function, arguments, seconds
+        self.value: Any = None
+        self.error: str | None = None
+        self._result: tuple[Any, str | None] | None = None
+        self._deadline, self._ended = 0.0, False
+
+    def start(self, at_most: float) -> None:
+        self.seconds = min(self.seconds, max(0.0, at_most))
+        self._deadline = time.monotonic() + self.seconds
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self.function(*self.arguments), None
+        except BaseException as error:  # whatever a user's function may raise is its result
+            self._result = None, f"{type(error).__name__}: {error}"
+
+    def poll(self) -> bool:
+        """Whether the result is there or the time is over; `value` and `error` are set then."""
+        if not self._ended:
+            if self._result is not None:
+                (self.value, self.error), self._ended = self._result, True
+            elif time.monotonic() >= self._deadline:
+                self.error, self._ended = f"no answer within {self.seconds:g} s", True
+        return self._ended
+
+
 class Search:
     """What a strategy sees of one problem.
 
     problem: its text. root: the branch that holds the prompt. scored: whether there is a reward
-    model. usage, budget: spent so far and at most. Raises ValueError for a prompt that leaves no
+    model. usage, budget: spent so far and at most. states: function that gives the answer a text
+    declares, or None. Raises ValueError for a prompt that leaves no
     room to generate.
     """
 
     def __init__(
-        self, problem: str, policy: Policy, scorer: Scorer | None, budget: Budget, seed: int
+        self,
+        problem: str,
+        policy: Policy,
+        scorer: Scorer | None,
+        budget: Budget,
+        seed: int,
+        states: Callable[[str], str | None] = stated_answer,
     ) -> None:
         self.problem, self.policy, self.scorer = problem, policy, scorer
         self.budget, self.seed, self.separator = budget, seed, policy.separator
-        self.usage = Usage()
+        self.usage, self.states = Usage(), states
         self.policy_ledger, self.reward_ledger = Ledger(), Ledger()
         self.sample_seconds = 0.0
         self.running: set[Branch] = set()
@@ -79,6 +146,11 @@ class Search:
     @property
     def scored(self) -> bool:
         return self.scorer is not None
+
+    @property
+    def aggregation(self) -> str:
+        """How step scores become one score, as the reward model's format has it."""
+        return self.scorer.reward.spec.aggregation if self.scorer is not None else "last"
 
     @property
     def remaining_seconds(self) -> float:

@@ -72,6 +72,12 @@ def test_solve_and_resume(run, arguments, tmp_path):
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 8
 
 
+def test_settings_of_a_strategy(run, arguments, tmp_path):
+    more = ["--strategy", "beam", "--n", 4, "--set", "width=2", "--set", "select=naive"]
+    assert run(*arguments, *more, "--limit", 1)[0] == 0
+    assert len(records(tmp_path / "out.jsonl")["p0"]["completions"]) == 4
+
+
 def test_broken_lines_are_told_and_the_rest_solved(run, arguments, tmp_path):
     problems = tmp_path / "problems.jsonl"
     problems.write_text("not json\n" + problems.read_text())
@@ -84,7 +90,9 @@ def test_broken_lines_are_told_and_the_rest_solved(run, arguments, tmp_path):
     "change, message",
     [
         (["--model", "/nowhere"], "ttc: model directory: expected .*'/nowhere'"),
-        (["--strategy", "magic"], "ttc: --strategy: expected one of greedy, .* got 'magic'"),
+        (["--strategy", "magic"], "ttc: strategy: expected one of greedy, .* got 'magic'"),
+        (["--set", "width"], "ttc: --set: expected NAME=VALUE, got 'width'"),
+        (["--set", "wide=2"], "ttc: best_of_n: settings are n, select, sampling, .* 'wide'"),
         (["--n", "0"], "ttc: BestOfN: n must be an integer >= 1, got 0"),
         (["--temperature", "-1"], "ttc: SamplingParams: temperature must be"),
         (["--tokens", "-5"], "ttc: Budget: tokens must be positive"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ttc_runtime.branch import Branch
 from ttc_runtime.sampling import SamplingParams
-from ttc_runtime.search import Generate, Score, Search
+from ttc_runtime.search import Call, Generate, Score, Search, Together
 
 
 @dataclass(frozen=True)
@@ -17,16 +17,20 @@ class Outcome:
 
     branches: the candidate solutions. select: how the answer is chosen among them: ``majority``,
     ``weighted`` or ``naive``, as `vote` reports them. info: what the strategy wants in the record,
-    such as the route it chose; JSON values.
+    such as the route it chose; JSON values. scores: one a branch to choose by, by default its
+    aggregated step scores.
     """
 
     branches: list[Branch] = field(default_factory=list)
     select: str = "majority"
     info: dict = field(default_factory=dict)
+    scores: list[float] | None = None
 
 
-Work = Generator[Generate | Score, list, Outcome]
+Work = Generator[Generate | Score | Together | Call, Any, Outcome]
 """What `Strategy.run` is: it yields work, is sent what came of it, and returns an outcome."""
+
+SELECTS = ("majority", "weighted", "naive")
 
 
 class Strategy(Protocol):
@@ -35,16 +39,41 @@ class Strategy(Protocol):
     name: on the command line and in records. sampling: how tokens are drawn.
     """
 
-    name: str
-    sampling: SamplingParams
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sampling(self) -> SamplingParams: ...
 
     def run(self, search: Search) -> Work:
         """Yield work for one problem and return what came of it."""
         ...
 
 
-def check_count(strategy: str, name: str, value: int) -> int:
-    """A setting that must be an integer of at least 1. Raises ValueError naming it otherwise."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{strategy}: {name} must be an integer >= 1, got {value!r}")
+def check_count(strategy: str, name: str, value: int, least: int = 1) -> int:
+    """A setting that must be an integer, of at least 1 by default. Raises ValueError naming it."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{strategy}: {name} must be an integer >= {least}, got {value!r}")
     return value
+
+
+def check_number(strategy: str, name: str, value: float, low: float, high: float) -> float:
+    """A setting that must be a number from `low` to `high`. Raises ValueError naming it."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ValueError(f"{strategy}: {name} must be a number in [{low}, {high}], got {value!r}")
+    return value
+
+
+def check_choice(strategy: str, name: str, value: str, choices: tuple[str, ...]) -> str:
+    """A setting that must be one of some words. Raises ValueError naming it."""
+    if value not in choices:
+        raise ValueError(
+            f"{strategy}: {name} must be {' or '.join(map(repr, choices))}, got {value!r}"
+        )
+    return value
+
+
+def require_reward(strategy: str, search: Search) -> None:
+    """Raises ValueError where a strategy needs a reward model and the engine has none."""
+    if not search.scored:
+        raise ValueError(f"{strategy}: the engine was made without a reward model")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.search import Generate, Score, Search
-from ttc_runtime.strategies.base import Outcome, Work, check_count
+from ttc_runtime.strategies.base import Outcome, Work, check_choice, check_count, require_reward
 
 
+@dataclass(frozen=True)
 class BestOfN:
     """`n` completions sampled from the prompt, scored by the reward model.
 
@@ -20,19 +24,17 @@ class BestOfN:
     16
     """
 
-    name = "best_of_n"
+    n: int = 16
+    select: str = "naive"
+    sampling: SamplingParams = SamplingParams()
+    name: ClassVar[str] = "best_of_n"
 
-    def __init__(
-        self, n: int, select: str = "naive", sampling: SamplingParams | None = None
-    ) -> None:
-        if select not in ("naive", "weighted"):
-            raise ValueError(f"BestOfN: select must be 'naive' or 'weighted', got {select!r}")
-        self.n, self.select = check_count("BestOfN", "n", n), select
-        self.sampling = sampling or SamplingParams()
+    def __post_init__(self) -> None:
+        check_count("BestOfN", "n", self.n)
+        check_choice("BestOfN", "select", self.select, ("naive", "weighted"))
 
     def run(self, search: Search) -> Work:
-        if not search.scored:
-            raise ValueError("BestOfN: the engine was made without a reward model")
+        require_reward("BestOfN", search)
         branches = yield Generate(search.root.fork(self.n), self.sampling)
         yield Score(branches)
         return Outcome(branches, self.select)

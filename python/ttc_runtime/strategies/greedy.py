@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.search import Generate, Search
 from ttc_runtime.strategies.base import Outcome, Work
 
 
+@dataclass(frozen=True)
 class Greedy:
     """One completion, each token the likeliest.
 
@@ -18,10 +20,11 @@ class Greedy:
     0.0
     """
 
-    name = "greedy"
+    sampling: SamplingParams = SamplingParams()
+    name: ClassVar[str] = "greedy"
 
-    def __init__(self, sampling: SamplingParams | None = None) -> None:
-        self.sampling = replace(sampling or SamplingParams(), temperature=0.0)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sampling", replace(self.sampling, temperature=0.0))
 
     def run(self, search: Search) -> Work:
         branches = yield Generate(search.root.fork(1), self.sampling)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.search import Generate, Search
 from ttc_runtime.strategies.base import Outcome, Work, check_count
 
 
+@dataclass(frozen=True)
 class SelfConsistency:
     """`n` completions sampled from the prompt; the most frequent answer wins.
 
@@ -18,11 +22,12 @@ class SelfConsistency:
     8
     """
 
-    name = "self_consistency"
+    n: int = 16
+    sampling: SamplingParams = SamplingParams()
+    name: ClassVar[str] = "self_consistency"
 
-    def __init__(self, n: int, sampling: SamplingParams | None = None) -> None:
-        self.n = check_count("SelfConsistency", "n", n)
-        self.sampling = sampling or SamplingParams()
+    def __post_init__(self) -> None:
+        check_count("SelfConsistency", "n", self.n)
 
     def run(self, search: Search) -> Work:
         branches = yield Generate(search.root.fork(self.n), self.sampling)
