@@ -18,6 +18,14 @@ STABLE_TORCH_LIBRARY(ttc_kernels, m) {
       "score_steps(Tensor hidden, Tensor rows, str kind, Tensor[] weights, Tensor? norm_weight, "
       "float norm_eps) -> Tensor");
   m.def(
+      "aggregate_steps(Tensor scores, Tensor parent, Tensor? carry_stats, Tensor? carry_state) "
+      "-> (Tensor, Tensor)");
+  m.def("select_topk(Tensor scores, Tensor group_indptr, int k) -> Tensor");
+  m.def(
+      "score_round(Tensor hidden, Tensor rows, str kind, Tensor[] weights, Tensor? norm_weight, "
+      "float norm_eps, Tensor parent, Tensor? carry_stats, Tensor? carry_state, "
+      "Tensor group_indptr, int k, int by) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "row_descriptor(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p) "
       "-> Tensor");
   m.def("sample_tokens(Tensor logits, Tensor desc, Tensor seeds, Tensor positions) -> Tensor");

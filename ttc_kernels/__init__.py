@@ -6,7 +6,15 @@ from . import _load  # noqa: F401  isort: skip  (registers torch.ops.ttc_kernels
 from .attention import merge_states, tree_attention
 from .backends import backends
 from .kv_cache import commit_kv, copy_pages, write_kv
-from .step_score import StepHead, score_steps
+from .step_score import (
+    StepAggregates,
+    StepHead,
+    StepRound,
+    aggregate_steps,
+    score_round,
+    score_steps,
+    select_topk,
+)
 from .tree import (
     Branch,
     OutOfPages,
@@ -22,9 +30,12 @@ __all__ = [
     "OutOfPages",
     "PagePool",
     "PlanCapacity",
+    "StepAggregates",
     "StepHead",
+    "StepRound",
     "TreeAttentionPlan",
     "__version__",
+    "aggregate_steps",
     "backends",
     "commit_kv",
     "copy_pages",
@@ -32,7 +43,9 @@ __all__ = [
     "plan_tree_attention",
     "row_descriptor",
     "sample_tokens",
+    "score_round",
     "score_steps",
+    "select_topk",
     "tree_attention",
     "write_kv",
 ]

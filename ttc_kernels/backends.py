@@ -17,6 +17,9 @@ _OPS = (
     "copy_pages",
     "commit_kv",
     "score_steps",
+    "aggregate_steps",
+    "select_topk",
+    "score_round",
     "row_descriptor",
     "sample_tokens",
 )
@@ -40,7 +43,9 @@ def backends() -> dict[str, dict[str, str]]:
             "cpu": "available" + (f" ({instruction_sets})" if op == "tree_attention" else ""),
             "cuda": _cuda_status(op),
             "triton": _triton_status(op),
-            "reference": f"available as ttc_kernels.reference.{op}",
+            "reference": "not available: score_steps, aggregate_steps and select_topk define it"
+            if op == "score_round"
+            else f"available as ttc_kernels.reference.{op}",
         }
     return report
 

@@ -1,4 +1,4 @@
-"""Step scores of process reward models."""
+"""Step scores of process reward models, their aggregates along paths, and who survives."""
 
 from __future__ import annotations
 
@@ -7,67 +7,65 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import _load  # noqa: F401  (registers the ops)
+from . import _load, _step_score_gpu  # noqa: F401  (register the ops)
 from ._check import require_dtype
+from .step_head import StepHead
 
-__all__ = ["StepHead", "score_steps"]
+__all__ = [
+    "StepAggregates",
+    "StepHead",
+    "StepRound",
+    "aggregate_steps",
+    "score_round",
+    "score_steps",
+    "select_topk",
+]
+
+AGGREGATES = ("min", "prod", "mean", "last")
 
 
 @dataclass(frozen=True)
-class StepHead:
-    """What turns a hidden state into the score of a step.
+class StepAggregates:
+    """What `aggregate_steps` gives: one number per step for the path that ends with it.
 
-    Made by one of the three constructors. Biases are kept in float32, matrices in their own dtype.
-    All raise TypeError for a dtype other than float32, float16 or bfloat16, and ValueError for a
-    wrong shape or a weight that is NaN or infinite: a checkpoint without the head leaves garbage.
-
-    >>> head = StepHead.value(torch.zeros(8), 0.0)
-    >>> score_steps(torch.ones(3, 8), torch.tensor([2], dtype=torch.int32), head).item()
-    0.5
+    min, prod, mean, last: float32 ``[S]``. stats, state: all of them as ``[4, S]``, and the sums to
+    carry on from, int64 ``[3, S]``.
     """
 
-    kind: str
-    weights: tuple[torch.Tensor, ...]
-    width: int
+    stats: torch.Tensor
+    state: torch.Tensor
 
-    @classmethod
-    def two_logit(
-        cls, w1: torch.Tensor, b1: torch.Tensor, w2: torch.Tensor, b2: torch.Tensor
-    ) -> StepHead:
-        """``softmax(w2 @ relu(w1 @ h + b1) + b2)[1]``, the head of Qwen2.5-Math-PRM (2501.07301).
+    @property
+    def min(self) -> torch.Tensor:
+        return self.stats[0]
 
-        Args:
-            w1: ``[I, E]``. b1: ``[I]``. w2: ``[2, I]``. b2: ``[2]``.
-        """
-        w1 = _weight("two_logit", "w1", w1, (None, None))
-        w2 = _weight("two_logit", "w2", w2, (2, w1.shape[0]))
-        b1 = _weight("two_logit", "b1", b1, (w1.shape[0],)).float()
-        b2 = _weight("two_logit", "b2", b2, (2,)).float()
-        return cls("two_logit", (w1, b1, w2, b2), w1.shape[1])
+    @property
+    def prod(self) -> torch.Tensor:
+        return self.stats[1]
 
-    @classmethod
-    def value(cls, w: torch.Tensor, b: torch.Tensor | float) -> StepHead:
-        """``sigmoid(w . h + b)``, a value head.
+    @property
+    def mean(self) -> torch.Tensor:
+        return self.stats[2]
 
-        Args:
-            w: ``[E]`` or ``[1, E]``. b: one number, or a tensor of one.
-        """
-        row = w.reshape(1, -1) if isinstance(w, torch.Tensor) and w.dim() == 1 else w
-        row = _weight("value", "w", row, (1, None))
-        bias = b if isinstance(b, torch.Tensor) else torch.tensor(float(b), device=row.device)
-        bias = _weight("value", "b", bias.reshape(-1), (1,)).float()
-        return cls("value", (row, bias), row.shape[1])
+    @property
+    def last(self) -> torch.Tensor:
+        return self.stats[3]
 
-    @classmethod
-    def token_pair(cls, w_good: torch.Tensor, w_bad: torch.Tensor) -> StepHead:
-        """``softmax([w_good . h, w_bad . h])[0]``: two LM head rows, as Math-Shepherd (2312.08935).
+    def __getitem__(self, steps: torch.Tensor) -> StepAggregates:
+        """Of some steps only (int ``[n]``), such as the survivors, to carry into the next round."""
+        chosen = steps.long()
+        return StepAggregates(
+            self.stats[:, chosen].contiguous(), self.state[:, chosen].contiguous()
+        )
 
-        Args:
-            w_good, w_bad: ``[E]``, the output embeddings of the good and the bad token.
-        """
-        good = _weight("token_pair", "w_good", w_good, (None,))
-        bad = _weight("token_pair", "w_bad", w_bad, (good.shape[0],))
-        return cls("token_pair", (torch.stack((good, bad)),), good.shape[0])
+
+@dataclass(frozen=True)
+class StepRound:
+    """What `score_round` gives: scores float32 ``[S]``, aggregates, selected int32 ``[G, k]``."""
+
+    scores: torch.Tensor
+    aggregates: StepAggregates
+    selected: torch.Tensor
 
 
 def score_steps(
@@ -100,50 +98,138 @@ def score_steps(
     >>> score_steps(torch.eye(2), torch.tensor([0, 1], dtype=torch.int32), head).round(decimals=3)
     tensor([0.7310, 0.2690])
     """
+    arguments = _score_arguments("score_steps", hidden, rows, head, norm)
+    return torch.ops.ttc_kernels.score_steps(*arguments)
+
+
+def aggregate_steps(
+    scores: torch.Tensor,
+    parent: torch.Tensor | np.ndarray,
+    carry: StepAggregates | None = None,
+) -> StepAggregates:
+    """Minimum, product, mean and last score of the path to each step, along parent links.
+
+    Products are sums of logarithms, and all sums are integers in units of 2**-32: a path has the
+    same bits whether its steps come in one call or carried over, and on every backend.
+
+    Args:
+        scores: float32 ``[S]`` in ``[0, 1]``; anything else counts as NaN, which spreads to min,
+            prod and mean of every path through it.
+        parent: int32 ``[S]``: -1 for a first step, else an earlier step. With ``carry`` of ``C``
+            entries, ``0..C-1`` are those and ``C + i`` is step ``i`` of this call.
+        carry: what an earlier call gave, or some of it (``aggregates[survivors]``).
+
+    Raises:
+        TypeError: for a wrong dtype. ValueError: for a wrong shape or link; links in a tensor on a
+            GPU are not looked at, that would wait for the GPU: a wrong one gives NaN.
+
+    >>> scores = torch.tensor([0.5, 0.5, 1.0])
+    >>> aggregate_steps(scores, torch.tensor([-1, 0, 0], dtype=torch.int32)).prod
+    tensor([0.5000, 0.2500, 0.5000])
+    """
+    require_dtype("aggregate_steps", "scores", scores, (torch.float32,))
+    links = _int32("aggregate_steps", "parent", parent, scores.device)
+    return StepAggregates(
+        *torch.ops.ttc_kernels.aggregate_steps(scores.contiguous(), links, *_carried(carry))
+    )
+
+
+def select_topk(
+    scores: torch.Tensor, group_indptr: torch.Tensor | np.ndarray, k: int
+) -> torch.Tensor:
+    """The k best scores of each group, best first; ties go to the lower index, NaN comes last.
+
+    Args:
+        scores: float32 ``[S]``. group_indptr: int32 ``[G + 1]``: group ``g`` holds the scores from
+            ``group_indptr[g]`` up to ``group_indptr[g + 1]``. k: at least 1.
+
+    Returns:
+        int32 ``[G, k]``, indices into scores, filled up with -1 where a group is smaller.
+
+    Raises:
+        TypeError, ValueError: as for `aggregate_steps`.
+
+    >>> select_topk(torch.tensor([0.1, 0.9, 0.9]), torch.tensor([0, 3], dtype=torch.int32), 2)
+    tensor([[1, 2]], dtype=torch.int32)
+    """
+    require_dtype("select_topk", "scores", scores, (torch.float32,))
+    groups = _int32("select_topk", "group_indptr", group_indptr, scores.device)
+    return torch.ops.ttc_kernels.select_topk(scores.contiguous(), groups, k)
+
+
+def score_round(
+    hidden: torch.Tensor,
+    rows: torch.Tensor | np.ndarray,
+    head: StepHead,
+    parent: torch.Tensor | np.ndarray,
+    group_indptr: torch.Tensor | np.ndarray,
+    k: int,
+    *,
+    by: str = "min",
+    carry: StepAggregates | None = None,
+    norm: tuple[torch.Tensor, float] | None = None,
+) -> StepRound:
+    """A round of beam search in one launch: `score_steps`, `aggregate_steps` and `select_topk`.
+
+    The bits are those of the three ops called one after the other.
+
+    Args:
+        hidden, rows, head, norm: as for `score_steps`. parent, carry: as for `aggregate_steps`.
+            group_indptr, k: as for `select_topk`. by: the aggregate that decides, ``min``,
+            ``prod``, ``mean`` or ``last``.
+
+    Raises:
+        TypeError, ValueError: as those three.
+
+    >>> head, one = StepHead.value(torch.ones(1), 0.0), torch.zeros(1, dtype=torch.int32)
+    >>> groups = torch.tensor([0, 1], dtype=torch.int32)
+    >>> score_round(torch.zeros(1, 1), one, head, one - 1, groups, 1).selected
+    tensor([[0]], dtype=torch.int32)
+    """
+    op = "score_round"
+    if by not in AGGREGATES:
+        raise ValueError(f"{op}: by must be one of {AGGREGATES}, got {by!r}")
+    scores, stats, state, selected = torch.ops.ttc_kernels.score_round(
+        *_score_arguments(op, hidden, rows, head, norm),
+        _int32(op, "parent", parent, hidden.device),
+        *_carried(carry),
+        _int32(op, "group_indptr", group_indptr, hidden.device),
+        k,
+        AGGREGATES.index(by),
+    )
+    return StepRound(scores, StepAggregates(stats, state), selected)
+
+
+def _score_arguments(op: str, hidden, rows, head, norm) -> tuple:
+    """Checked arguments of the op `score_steps`."""
     if not isinstance(head, StepHead):
-        raise TypeError(f"score_steps: head must be a StepHead, got {type(head).__name__}")
-    require_dtype("score_steps", "hidden", hidden)
+        raise TypeError(f"{op}: head must be a StepHead, got {type(head).__name__}")
+    require_dtype(op, "hidden", hidden)
     if hidden.dim() != 2 or hidden.shape[1] != head.width:
-        raise ValueError(f"score_steps: hidden must be [T, {head.width}], got {list(hidden.shape)}")
+        raise ValueError(f"{op}: hidden must be [T, {head.width}], got {list(hidden.shape)}")
     if isinstance(rows, np.ndarray):
         rows = torch.from_numpy(rows)
-        _check_rows(rows, hidden)
-        rows = rows.to(hidden.device)
-    require_dtype("score_steps", "rows", rows, (torch.int32,))
+        bad = ((rows < 0) | (rows >= len(hidden))).nonzero()
+        if len(bad):
+            at = int(bad[0])
+            raise ValueError(f"{op}: rows[{at}] must be in [0, {len(hidden)}), got {int(rows[at])}")
+    rows = _int32(op, "rows", rows, hidden.device)
     norm_weight, norm_eps = (None, 0.0) if norm is None else norm
     if norm_weight is not None:
-        require_dtype("score_steps", "norm weight", norm_weight)
+        require_dtype(op, "norm weight", norm_weight)
         norm_weight = norm_weight.float()
-    return torch.ops.ttc_kernels.score_steps(
-        hidden, rows, head.kind, list(head.weights), norm_weight, norm_eps
-    )
+    return hidden, rows, head.kind, list(head.weights), norm_weight, norm_eps
 
 
-def _weight(
-    kind: str, name: str, weight: torch.Tensor, shape: tuple[int | None, ...]
-) -> torch.Tensor:
-    op = f"StepHead.{kind}"
-    require_dtype(op, name, weight)
-    fits = weight.dim() == len(shape) and all(
-        size in (None, got) for size, got in zip(shape, weight.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{op}: {name} must be [{wanted}], got {list(weight.shape)}")
-    bad = (~torch.isfinite(weight)).nonzero()
-    if len(bad):
-        at = bad[0].tolist()
-        raise ValueError(f"{op}: {name} must be finite, got {weight[tuple(at)].item()} at {at}")
-    return weight.detach().contiguous()
+def _int32(op: str, name: str, values, device: torch.device) -> torch.Tensor:
+    if isinstance(values, np.ndarray):
+        values = torch.from_numpy(values).to(device)
+    require_dtype(op, name, values, (torch.int32,))
+    return values
 
 
-def _check_rows(rows: torch.Tensor, hidden: torch.Tensor) -> None:
-    bad = ((rows < 0) | (rows >= len(hidden))).nonzero()
-    if len(bad):
-        at = int(bad[0])
-        raise ValueError(
-            f"score_steps: rows[{at}] must be in [0, {len(hidden)}), got {int(rows[at])}"
-        )
+def _carried(carry: StepAggregates | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (None, None) if carry is None else (carry.stats, carry.state)
 
 
 @torch.library.register_fake("ttc_kernels::score_steps")
@@ -151,26 +237,22 @@ def _score_steps_fake(hidden, rows, kind, weights, norm_weight, norm_eps):
     return hidden.new_empty(rows.shape[0], dtype=torch.float32)
 
 
-@torch.library.impl("ttc_kernels::score_steps", "CUDA")
-def _score_steps_cuda(hidden, rows, kind, weights, norm_weight, norm_eps):
-    op, width = "score_steps", hidden.shape[-1]
-    if kind not in ("two_logit", "value", "token_pair"):
-        raise ValueError(f"{op}: kind must be two_logit, value or token_pair, got {kind}")
-    if hidden.dim() != 2 or (width > 1 and hidden.stride(1) != 1):
-        raise ValueError(
-            f"{op}: hidden must be [T, E] with a dense last dimension, got {list(hidden.shape)} "
-            f"with strides {hidden.stride()}"
-        )
-    if rows.dim() != 1 or not rows.is_contiguous():
-        raise ValueError(f"{op}: rows must be a contiguous [S], got {list(rows.shape)}")
-    if norm_weight is not None and norm_weight.shape != (width,):
-        raise ValueError(f"{op}: norm weight must be [{width}], got {list(norm_weight.shape)}")
-    for x in (rows, *weights, *([] if norm_weight is None else [norm_weight])):
-        if x.device != hidden.device or not x.is_contiguous():
-            raise ValueError(
-                f"{op}: rows, weights and norm weight must be contiguous on {hidden.device}, got "
-                f"{list(x.shape)} on {x.device}"
-            )
-    from .triton.score_steps import score_steps
+@torch.library.register_fake("ttc_kernels::aggregate_steps")
+def _aggregate_steps_fake(scores, parent, carry_stats, carry_state):
+    n = scores.shape[0]
+    return scores.new_empty((4, n)), scores.new_empty((3, n), dtype=torch.int64)
 
-    return score_steps(hidden, rows, kind, weights, norm_weight, norm_eps)
+
+@torch.library.register_fake("ttc_kernels::select_topk")
+def _select_topk_fake(scores, group_indptr, k):
+    return scores.new_empty((group_indptr.shape[0] - 1, k), dtype=torch.int32)
+
+
+@torch.library.register_fake("ttc_kernels::score_round")
+def _score_round_fake(
+    hidden, rows, kind, weights, norm_weight, norm_eps, parent, carry_stats, carry_state,
+    group_indptr, k, by,
+):  # fmt: skip
+    scores = _score_steps_fake(hidden, rows, kind, weights, norm_weight, norm_eps)
+    stats, state = _aggregate_steps_fake(scores, parent, carry_stats, carry_state)
+    return scores, stats, state, _select_topk_fake(scores, group_indptr, k)

@@ -32,7 +32,8 @@ import ttc_kernels.triton.kv_cache as kv_cache
 import ttc_kernels.triton.tree_attention as attention
 from ttc_kernels.triton.row_descriptor import row_descriptor
 from ttc_kernels.triton.sample_tokens import sample_tokens
-from ttc_kernels.triton.score_steps import score_steps
+from ttc_kernels.triton.score_steps import score_round, score_steps
+from ttc_kernels.triton.step_paths import aggregate_steps, select_topk
 
 LEDGER = Path(__file__).with_name("ledger.json")
 ARCHITECTURES = (80, 90, 100)
@@ -109,6 +110,10 @@ def _small_ops() -> dict[str, Callable[[], Any]]:
     n, vocab, width = 4, 32768, 128
     column, seeds = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
     top_k, rows = torch.zeros(n, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    links, groups = torch.zeros(3, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    carry = torch.zeros(4, 32), torch.zeros(3, 32, dtype=torch.int64)
+    runs["aggregate_steps"] = partial(aggregate_steps, column[:3], links, *carry)
+    runs["select_topk"] = partial(select_topk, column, groups, 2)
     for dtype in DTYPES:
         x = torch.zeros(n, width, dtype=getattr(torch, dtype))
         logits = torch.zeros(n, vocab, dtype=x.dtype)
@@ -124,6 +129,13 @@ def _small_ops() -> dict[str, Callable[[], Any]]:
         )
         runs[f"score_steps value hidden={dtype}"] = partial(
             score_steps, x, rows, "value", [x[:1], x.new_zeros(1)], None, 0.0
+        )
+        runs[f"score_round two_logit hidden={dtype}"] = partial(
+            score_round, x, rows, "two_logit", weights, x[0], 1e-6, links, *carry, groups, 2, 1
+        )
+        whole = [x, column, column]
+        runs[f"score_round softmax hidden={dtype}"] = partial(
+            score_round, x, rows, "softmax", whole, None, 0.0, links, *carry, groups, 2, 0
         )
     return runs
 

@@ -15,6 +15,8 @@ def make_head(kind: str, width: int, dtype: torch.dtype) -> StepHead:
         return StepHead.two_logit(w1.to(dtype), torch.randn(37), w2.to(dtype), torch.randn(2))
     if kind == "value":
         return StepHead.value((torch.randn(width) / width**0.5).to(dtype), 0.25)
+    if kind == "softmax":
+        return StepHead.softmax((torch.randn(90, width) / width**0.5).to(dtype), good=(0, 3))
     return StepHead.token_pair(*(torch.randn(2, width) / width**0.5).to(dtype))
 
 
@@ -26,7 +28,7 @@ def in_triton(hidden, rows, head, norm, device) -> torch.Tensor:
     return kernel(hidden.to(device), rows.to(device), head.kind, weights, norm_weight, eps).cpu()
 
 
-@pytest.mark.parametrize("kind", ["two_logit", "value", "token_pair"])
+@pytest.mark.parametrize("kind", ["two_logit", "value", "token_pair", "softmax"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("width", [1, 100, 896])
 @pytest.mark.parametrize("with_norm", [False, True])
@@ -43,7 +45,7 @@ def test_equals_the_cpu(triton_device, kind, dtype, width, with_norm) -> None:
 
 
 @pytest.mark.gpu  # in the interpreter, numpy's product of a tile decides, which is not row by row
-@pytest.mark.parametrize("kind", ["two_logit", "value", "token_pair"])
+@pytest.mark.parametrize("kind", ["two_logit", "value", "token_pair", "softmax"])
 def test_a_row_has_the_same_bits_in_any_company(device, kind) -> None:
     torch.manual_seed(0)
     hidden, head = torch.randn(50, 333), make_head(kind, 333, torch.float32)

@@ -12,7 +12,7 @@ from ttc_kernels.step_score import StepHead, score_steps
 from ttc_kernels.testing import assert_bitwise_equal, assert_close_to_reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-KINDS = ["two_logit", "value", "token_pair"]
+KINDS = ["two_logit", "value", "raw", "token_pair", "softmax", "vocabulary"]
 
 
 def _head(kind: str, width: int, dtype: torch.dtype) -> StepHead:
@@ -21,6 +21,12 @@ def _head(kind: str, width: int, dtype: torch.dtype) -> StepHead:
         return StepHead.two_logit(w1.to(dtype), torch.randn(37), w2.to(dtype), torch.randn(2))
     if kind == "value":
         return StepHead.value((torch.randn(width) / width**0.5).to(dtype), 0.25)
+    if kind == "raw":
+        return StepHead.raw((torch.randn(width) / width**0.5).to(dtype), 0.25)
+    if kind in ("softmax", "vocabulary"):  # more than one chunk of outputs, of which one is partial
+        outputs = 3 if kind == "softmax" else 1500
+        w = (torch.randn(outputs, width) * 2 / width**0.5).to(dtype)
+        return StepHead.softmax(w, torch.randn(outputs), (0, outputs - 1))
     good, bad = (torch.randn(2, width) / width**0.5).to(dtype)
     return StepHead.token_pair(good, bad)
 
@@ -34,8 +40,11 @@ def _plain(hidden: torch.Tensor, rows: torch.Tensor, head: StepHead, norm) -> to
     if head.kind == "two_logit":
         inner = torch.relu(h @ weights[0].T + weights[1])
         return (inner @ weights[2].T + weights[3]).softmax(1)[:, 1]
-    if head.kind == "value":
-        return (h @ weights[0].T + weights[1]).sigmoid()[:, 0]
+    if head.kind in ("value", "raw"):
+        z = (h @ weights[0].T + weights[1])[:, 0]
+        return z.sigmoid() if head.kind == "value" else z
+    if head.kind == "softmax":
+        return (h @ weights[0].T + weights[1]).softmax(1) @ weights[2]
     return (h @ weights[0].T).softmax(1)[:, 0]
 
 
@@ -67,6 +76,20 @@ def test_a_row_has_the_same_bits_in_any_company(kind: str) -> None:
     for count in (1, 2, 3, 5, 7):
         chosen = torch.randperm(50)[:count].int()
         assert_bitwise_equal(score_steps(hidden, chosen, head, norm=norm), together[chosen.long()])
+
+
+def test_bf16_weights_give_distinct_scores_near_one() -> None:
+    """Logits that bfloat16 could not tell apart, whose probabilities it would round to 1."""
+    torch.manual_seed(0)
+    hidden = torch.randn(64, 256).bfloat16() * 0.1
+    w1 = (torch.randn(256, 256) / 16).bfloat16()
+    w2 = torch.randn(2, 256).bfloat16() * 0.3
+    bias = torch.tensor([-3.5, 3.5]).bfloat16()
+    head = StepHead.two_logit(w1, torch.zeros(256).bfloat16(), w2, bias)
+    scores = score_steps(hidden, torch.arange(64, dtype=torch.int32), head)
+    assert scores.min() > 0.99 and len(set(scores.tolist())) == 64
+    z = torch.relu(hidden @ w1.T) @ w2.T + bias
+    assert len(set(z.softmax(1)[:, 1].tolist())) < 8  # the control: all of it in bfloat16
 
 
 def test_extreme_logits_and_nan() -> None:
@@ -101,8 +124,12 @@ def test_head_refuses_bad_weights() -> None:
             StepHead.value(w, bad)
         with pytest.raises(ValueError, match="token_pair: w_bad must be finite"):
             StepHead.token_pair(w, broken)
+        with pytest.raises(ValueError, match="softmax: w must be finite"):
+            StepHead.softmax(broken[None])
     with pytest.raises(ValueError, match=r"w2 must be \[2, 3\], got \[3, 3\]"):
         StepHead.two_logit(torch.ones(3, 4), torch.ones(3), torch.ones(3, 3), torch.ones(2))
+    with pytest.raises(ValueError, match=r"good must name outputs in \[0, 2\), got \(2,\)"):
+        StepHead.softmax(torch.ones(2, 4), good=(2,))
     with pytest.raises(TypeError, match=r"w must be float32 or .* got torch.int64"):
         StepHead.value(torch.ones(4, dtype=torch.int64), 0.0)
 

@@ -2,11 +2,12 @@
 
 from .kv_cache import commit_kv, copy_pages, write_kv
 from .merge_states import merge_states
-from .step_score import score_steps
+from .step_score import aggregate_steps, score_steps, select_topk
 from .tree_attention import tree_attention
 from .verify import gumbel, philox4x32, row_descriptor, sample_tokens
 
 __all__ = [
+    "aggregate_steps",
     "commit_kv",
     "copy_pages",
     "gumbel",
@@ -15,6 +16,7 @@ __all__ = [
     "row_descriptor",
     "sample_tokens",
     "score_steps",
+    "select_topk",
     "tree_attention",
     "write_kv",
 ]
