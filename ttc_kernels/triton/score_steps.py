@@ -188,8 +188,8 @@ def _launch(hidden, rows, kind, weights, norm_weight, norm_eps, round_arguments=
         len(weight), *tail,
         KIND=KINDS[kind], HAS_NORM=norm_weight is not None, HAS_BIAS=bias is not None,
         IS_ROUND=round_arguments is not None, HAS_CARRY=tail[1] is not None, BY=by,
-        BLOCK_M=_ROWS, BLOCK_N=block_n, BLOCK_K=128 // weight.element_size(), BLOCK=BLOCK, RIVALS=RIVALS,
-        num_warps=4, maxnreg=168, **NO_FUSION,
+        BLOCK_M=_ROWS, BLOCK_N=block_n, BLOCK_K=128 // weight.element_size(),
+        BLOCK=BLOCK, RIVALS=RIVALS, num_warps=2 * weight.element_size(), maxnreg=168, **NO_FUSION,
     )  # fmt: skip
     return scores
 
