@@ -1,4 +1,4 @@
-"""Tensor loads of the emulator against numpy: boxes, edges, swizzles, and what the encoder refuses."""
+"""Tensor loads against numpy: boxes, edges, swizzles, and what the encoder refuses."""
 
 from __future__ import annotations
 
@@ -101,5 +101,5 @@ def test_the_encoder_refuses(
 
 def test_a_map_that_reaches_beyond_the_tensor(kernels: Adapter) -> None:
     tensor = np.zeros((16, 64), np.uint16)
-    with pytest.raises(EmulatorError, match="tensor load of 16 bytes .* outside every registered"):
+    with pytest.raises(EmulatorError, match=r"tensor load of 16 bytes .* outside every registered"):
         _load(kernels, tensor, (8, 64), (8, 0), 0, skew=16)

@@ -101,7 +101,7 @@ def test_wrong_swizzle_is_seen(kernels: Adapter) -> None:
 def test_operand_outside_shared_memory(kernels: Adapter) -> None:
     bits = np.zeros((64, 64), np.uint16)
     image, layout = operand(bits, 128, False)
-    with pytest.raises(EmulatorError, match="wgmma of 16 bytes at byte .* of shared memory"):
+    with pytest.raises(EmulatorError, match=r"wgmma of 16 bytes at byte .* of shared memory"):
         kernels.call(
             "run_product", 1, 64, 0, 0, image, image.size, layout, image[:4096], 4096, layout, 4,
             None, np.zeros((128, 32), np.float32),
