@@ -24,10 +24,19 @@ struct TreeAttentionCudaParams {
   float logits_soft_cap;           // 0: none
   float v_scale;                   // 1 if values have a scale for each head
   const float *k_scales, *v_scales;  // [num_kv_heads] or nullptr
+  uint32_t page_factor;  // key / page_size == key * page_factor >> page_shift, see set_page_size
+  int32_t page_shift;
   const int32_t* plan;             // common/plan_layout.h, in device memory
   float* partial_out;              // [slots][Hq][D], sums of exponentials times values, not divided
   float* partial_ml;               // [slots][Hq][2]: the largest score in units of log2, the sum of exponentials
   int32_t* counters;               // see Counters; all zero between launches
+
+  void set_page_size(int64_t size) {
+    page_size = int32_t(size);
+    page_shift = 31;
+    while ((int64_t(1) << (page_shift - 31)) < size) ++page_shift;
+    page_factor = uint32_t((uint64_t(1) << page_shift) / uint64_t(size) + 1);
+  }
 };
 
 // The ints through which the blocks of one launch agree. Every launch leaves them zero, so that it needs

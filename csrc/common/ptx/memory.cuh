@@ -27,6 +27,10 @@ __device__ __forceinline__ uint4 load_global_16(const void* address) {
   return v;
 }
 
+// What another block has written, read past L1, which may hold what was there before.
+__device__ __forceinline__ float4 load_l2_16(const float* address) { return __ldcg(reinterpret_cast<const float4*>(address)); }
+__device__ __forceinline__ float2 load_l2_8(const float* address) { return __ldcg(reinterpret_cast<const float2*>(address)); }
+
 // address: 16-byte aligned.
 __device__ __forceinline__ void store_global_16(void* address, uint4 v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address)), "r"(v.x), "r"(v.y),

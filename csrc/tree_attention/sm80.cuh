@@ -1,0 +1,528 @@
+// Tree attention for compute capability 8.0 and newer: mma.sync, ldmatrix, cp.async.
+//
+// A block of 4 warps takes one unit after the other. Keys and values come in tiles of 64 keys through a
+// ring of slots in shared memory, K and V in turn:
+//
+//   ring    | K0 | V0 | K1 | V1 | ...       kSlots of them; all but the one in use are on their way
+//   slot    64 rows (keys) of head_dim elements; the 16-byte chunk c of row r stands at chunk
+//           c ^ swizzle(r), so that the 8 rows of an ldmatrix lie in different banks
+//
+// Rows of a tile are query tokens x heads of the KV head's group. A warp multiplies 16 rows; the warps that
+// the rows leave over share the keys of each tile, so that a lone query does not wait for one warp:
+//
+//   class 16     keys  0-15  16-31  32-47  48-63        class 64     keys 0-63
+//   rows 0-15         warp 0 warp 1 warp 2 warp 3       rows  0-15   warp 0
+//                                                       rows 16-31   warp 1
+//   class 32     keys  0-31  32-63                      rows 32-47   warp 2
+//   rows  0-15        warp 0 warp 1                     rows 48-63   warp 3
+//   rows 16-31        warp 2 warp 3
+//
+// The pieces are put together in order when the item ends. Deterministic plans have one class, so that a
+// row's arithmetic is the same in every company; masked keys add exact zeros.
+//
+// Fragments of S = Q K^T are those of P in P V: scores stay in registers. An e4m3 chunk of 16 head
+// dimensions arrives as 4 bytes a lane; even and odd bytes become two operands, and the queries (for K) and
+// outputs (for V) are permuted to match.
+#pragma once
+
+#include <cstdint>
+
+#include "tree_attention/cuda_common.cuh"
+
+namespace ttc {
+
+constexpr int kSm80Threads = 128;
+
+template <class T, bool kFp8, int kHeadDim>
+struct Sm80Layout {
+  static constexpr int kKeys = 64;
+  static constexpr int kRows = kHeadDim == 256 ? 32 : 64;  // as many as the registers hold
+  static constexpr int kRowBytes = kHeadDim * (kFp8 ? 1 : 2);
+  static constexpr int kChunks = kRowBytes / 16;
+  static constexpr int kSlotBytes = kKeys * kRowBytes;
+  static constexpr int kSlots = kFp8 || kHeadDim < 256 ? 4 : 3;
+  // At the end the ring's place is taken by the outputs of all warps, [64][kPitch] floats.
+  static constexpr int kPitch = kHeadDim + (kFp8 ? 16 : 8);
+  static constexpr int kRingBytes = kSlots * kSlotBytes > 256 * kPitch ? kSlots * kSlotBytes : 256 * kPitch;
+  static constexpr int kBlocks = kHeadDim == 64 ? 3 : kHeadDim < 256 ? 2 : kFp8 ? 2 : 1;  // per multiprocessor
+
+  struct Row {
+    int32_t lo, hi, draft_begin;  // Sight; a row that is none: kNoKey, 0, kNoKey
+    int32_t q;
+  };
+  struct Shared {
+    PlanHeader header;
+    WorkItem item;  // of the unit at hand
+    Row rows[kRows];
+    union {
+      int64_t offset[2][kKeys];  // of a tile's keys in the caches, in elements; -1: zeros are read
+      int32_t merges[128];       // entries of the merge lists that this block completes
+    };
+    float2 ml[64];
+    int32_t next_unit, num_merges;
+  };
+  static constexpr int kSharedBytes = kRingBytes + int(sizeof(Shared));
+
+  static __device__ __forceinline__ int chunk_at(int row, int chunk) {
+    constexpr int kSpan = kChunks % 8 == 0 ? 8 : kChunks % 4 == 0 ? 4 : 2;
+    return row * kRowBytes + (chunk ^ (row / (8 / kSpan) & (kSpan - 1))) * 16;
+  }
+};
+
+template <class T, bool kFp8, int kHeadDim>
+class Sm80Block {
+  using L = Sm80Layout<T, kFp8, kHeadDim>;
+  using Row = typename L::Row;
+  static constexpr int kWarps = kSm80Threads / 32;
+  static constexpr uint32_t kAll = 0xffffffffu;
+
+ public:
+  __device__ __forceinline__ explicit Sm80Block(const TreeAttentionCudaParams& params)
+      : p_(params),
+        ring_(dynamic_smem()),
+        shared_(*reinterpret_cast<typename L::Shared*>(ring_ + L::kRingBytes)),
+        plan_{params.plan, &shared_.header},
+        item_(shared_.item),
+        thread_(int(threadIdx.x)),
+        warp_(thread_ / 32),
+        lane_(thread_ % 32) {}
+
+  __device__ __forceinline__ void run() {
+    load_header(p_.plan, &shared_.header, thread_);
+    __syncthreads();
+    const int32_t units = shared_.header.num_items * p_.num_kv_heads;
+    const bool draws = units > int32_t(gridDim.x);
+    for (int32_t unit = int32_t(blockIdx.x); unit < units;) {
+      // Asked for now, needed when this unit is done.
+      int32_t next = units;
+      if (draws && thread_ == 0) next = next_unit(p_);
+      if (thread_ < int(sizeof(WorkItem) / 4))
+        reinterpret_cast<int32_t*>(&shared_.item)[thread_] =
+            reinterpret_cast<const int32_t*>(&plan_.item(unit / p_.num_kv_heads))[thread_];
+      __syncthreads();
+      kv_head_ = unit % p_.num_kv_heads;
+      run_unit();
+      if (thread_ == 0) shared_.next_unit = next;
+      __syncthreads();
+      unit = shared_.next_unit;
+    }
+    if (draws && thread_ == 0) leave_grid(p_);
+    write_empty_states<T, kHeadDim>(p_, plan_, thread_, kSm80Threads);
+  }
+
+ private:
+  // What a warp has of its 16 rows: lane 4 g + c holds rows g and g + 8.
+  struct State {
+    float o[kHeadDim / 8][4];
+    float m[2], l[2];
+  };
+
+  __device__ __forceinline__ void run_unit() {
+    const int32_t rows = item_.q_count * p_.group;
+    const int row_warps = item_.tile_rows <= 16 ? 1 : item_.tile_rows <= 32 ? 2 : L::kRows / 16;
+    pieces_ = kWarps / row_warps;
+    for (first_row_ = 0; first_row_ < rows; first_row_ += 16 * row_warps) {
+      num_rows_ = min(rows - first_row_, 16 * row_warps);
+      find_rows(16 * row_warps);
+      if (pieces_ == 4)
+        run_tiles<16>();
+      else if (pieces_ == 2)
+        run_tiles<32>();
+      else if constexpr (L::kRows == 64)
+        run_tiles<64>();
+    }
+    if (item_.partial_base >= 0) merge_if_last();
+  }
+
+  // The rows and what they see, and from that the tiles.
+  __device__ __forceinline__ void find_rows(int padded) {
+    if (thread_ < padded) {
+      Row row{kNoKey, 0, kNoKey, 0};
+      if (thread_ < num_rows_) {
+        const int32_t q = item_.q_begin + (first_row_ + thread_) / p_.group;
+        const Sight sight = sight_of(plan_, q, item_.has_draft != 0);
+        row = {sight.lo, min(sight.hi, item_.k_end), sight.draft_begin, q};
+      }
+      shared_.rows[thread_] = row;
+    }
+    __syncthreads();
+    int32_t lo = kNoKey, hi = 0;
+    for (int i = lane_; i < padded; i += 32) {
+      lo = min(lo, shared_.rows[i].lo);
+      hi = max(hi, shared_.rows[i].hi);
+    }
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) {
+      lo = min(lo, __shfl_xor_sync(kAll, lo, step));
+      hi = max(hi, __shfl_xor_sync(kAll, hi, step));
+    }
+    first_key_ = lo;
+    last_key_ = hi;
+    start_ = item_.k_begin + max(lo - item_.k_begin, 0) / L::kKeys * L::kKeys;
+    tiles_ = hi > start_ ? (hi - start_ + L::kKeys - 1) / L::kKeys : 0;
+  }
+
+  // --- from global to shared memory -----------------------------------------------------------------
+
+  // The page of this thread's key in a tile, -1 if no row sees that key. Threads past the keys ask for none.
+  __device__ __forceinline__ int32_t look_up(int32_t tile) const {
+    const int32_t key = start_ + tile * L::kKeys + thread_;
+    if (thread_ >= L::kKeys || tile >= tiles_ || key < first_key_ || key >= last_key_) return -1;
+    return plan_.pages()[item_.page_offset + page_of(p_, key) - page_of(p_, item_.k_begin)];
+  }
+
+  __device__ __forceinline__ void place(int32_t tile, int32_t page) const {
+    if (thread_ >= L::kKeys) return;
+    const int32_t key = start_ + tile * L::kKeys + thread_;
+    const int64_t in_page = key - page_of(p_, key) * p_.page_size;
+    shared_.offset[tile & 1][thread_] =
+        page < 0 ? -1 : page * p_.page_stride + in_page * p_.token_stride + kv_head_ * p_.head_stride;
+  }
+
+  // Asks for the i-th slot's worth: K of tile i / 2, or V. The pages of a tile are looked up while the one
+  // before it is multiplied.
+  __device__ __forceinline__ void load(int32_t i) {
+    if (i < 2 * tiles_) {
+      const char* const cache = static_cast<const char*>(i & 1 ? p_.v_cache : p_.k_cache);
+      char* const slot = ring_ + fill_ * L::kSlotBytes;
+      const int64_t* const offset = shared_.offset[i >> 1 & 1];
+      int thread = thread_; asm volatile("" : "+r"(thread));
+#pragma unroll(L::kChunks == 32 ? 4 : 16)
+      for (int j = 0; j < L::kKeys * L::kChunks / kSm80Threads; ++j) {
+        const int at = thread + j * kSm80Threads, row = at / L::kChunks, chunk = at % L::kChunks;
+        const int64_t begin = offset[row];
+        ptx::cp_async_16(slot + L::chunk_at(row, chunk),
+                         cache + (begin < 0 ? 0 : begin * (kFp8 ? 1 : 2) + chunk * 16), begin >= 0);
+      }
+    }
+    ptx::cp_async_commit();
+    fill_ = fill_ + 1 == L::kSlots ? 0 : fill_ + 1;
+    if (i & 1) {
+      place((i >> 1) + 1, page_ahead_);
+      page_ahead_ = look_up((i >> 1) + 2);
+    }
+  }
+
+  // Waits for the i-th slot, which is use_, and asks for what takes the place of the one before it.
+  __device__ __forceinline__ const char* next_slot(int32_t i) {
+    ptx::cp_async_wait<L::kSlots - 2>();
+    __syncthreads();
+    load(i + L::kSlots - 1);
+    const char* const slot = ring_ + use_ * L::kSlotBytes;
+    use_ = use_ + 1 == L::kSlots ? 0 : use_ + 1;
+    return slot;
+  }
+
+  // --- products -------------------------------------------------------------------------------------
+
+  // The warp's 16 queries as operand A of the products with K.
+  __device__ __forceinline__ void load_queries(uint32_t (&a)[kHeadDim / 16][4]) const {
+    const int g = lane_ / 4, c = lane_ % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = warp_ / pieces_ * 16 + g + 8 * half;
+      if (r >= num_rows_) {
+#pragma unroll
+        for (int k = 0; k < kHeadDim / 16; ++k) a[k][half] = a[k][2 + half] = 0;
+        continue;
+      }
+      const int64_t head = int64_t(kv_head_) * p_.group + (first_row_ + r) % p_.group;
+      const char* const q = static_cast<const char*>(p_.q) +
+                            2 * (plan_.q_token(shared_.rows[r].q) * p_.q_token_stride + head * p_.q_head_stride);
+#pragma unroll
+      for (int k = 0; k < kHeadDim / 16; ++k) {
+        if constexpr (kFp8) {
+          // Dimensions 4c and 4c + 2 of 16, then 4c + 1 and 4c + 3.
+          const uint2 x = *reinterpret_cast<const uint2*>(q + 32 * k + 8 * c);
+          a[k][half] = (x.x & 0xffffu) | x.y << 16;
+          a[k][2 + half] = x.x >> 16 | (x.y & 0xffff0000u);
+        } else {
+          a[k][half] = *reinterpret_cast<const uint32_t*>(q + 32 * k + 4 * c);
+          a[k][2 + half] = *reinterpret_cast<const uint32_t*>(q + 32 * k + 4 * c + 16);
+        }
+      }
+    }
+  }
+
+  // s = Q K^T for the warp's Keys keys, which begin at row `begin` of the slot.
+  template <int Keys>
+  __device__ __forceinline__ void multiply_keys(const char* slot, int begin, const uint32_t (&q)[kHeadDim / 16][4],
+                                                float (&s)[Keys / 8][4]) const {
+    int lane = lane_; asm volatile("" : "+r"(lane));
+    const int row = begin + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
+#pragma unroll
+    for (int k = 0; k < L::kChunks / 2; ++k)
+#pragma unroll
+      for (int n = 0; n < Keys / 16; ++n) {
+        uint32_t r[4];
+        ptx::ldmatrix<4>(r, slot + L::chunk_at(row + 16 * n, 2 * k + chunk));
+        if constexpr (kFp8) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const uint32_t b0[2] = {ptx::e4m3_bytes_to<T>(r[h]), ptx::e4m3_bytes_to<T>(r[h] >> 8)};
+            const uint32_t b1[2] = {ptx::e4m3_bytes_to<T>(r[2 + h]), ptx::e4m3_bytes_to<T>(r[2 + h] >> 8)};
+            ptx::mma_m16n8k16<T>(s[2 * n], q[2 * k + h], b0);
+            ptx::mma_m16n8k16<T>(s[2 * n + 1], q[2 * k + h], b1);
+          }
+        } else {
+          const uint32_t b0[2] = {r[0], r[1]}, b1[2] = {r[2], r[3]};
+          ptx::mma_m16n8k16<T>(s[2 * n], q[k], b0);
+          ptx::mma_m16n8k16<T>(s[2 * n + 1], q[k], b1);
+        }
+      }
+  }
+
+  // o += P V
+  template <int Keys>
+  __device__ __forceinline__ void multiply_values(const char* slot, int begin, const uint32_t (&p)[Keys / 16][4],
+                                                  float (&o)[kHeadDim / 8][4]) const {
+    int lane = lane_; asm volatile("" : "+r"(lane));
+    const int row = begin + lane % 16, chunk = lane / 16;
+#pragma unroll
+    for (int n = 0; n < Keys / 16; ++n)
+#pragma unroll
+      for (int k = 0; k < L::kChunks / 2; ++k) {
+        uint32_t r[4];
+        ptx::ldmatrix_trans<4>(r, slot + L::chunk_at(row + 16 * n, 2 * k + chunk));
+        if constexpr (kFp8) {
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            const uint32_t even[2] = {ptx::e4m3_bytes_to<T>(r[2 * h]), ptx::e4m3_bytes_to<T>(r[2 * h + 1])};
+            const uint32_t odd[2] = {ptx::e4m3_bytes_to<T>(r[2 * h] >> 8), ptx::e4m3_bytes_to<T>(r[2 * h + 1] >> 8)};
+            ptx::mma_m16n8k16<T>(o[4 * k + 2 * h], p[n], even);
+            ptx::mma_m16n8k16<T>(o[4 * k + 2 * h + 1], p[n], odd);
+          }
+        } else {
+          const uint32_t b0[2] = {r[0], r[1]}, b1[2] = {r[2], r[3]};
+          ptx::mma_m16n8k16<T>(o[2 * k], p[n], b0);
+          ptx::mma_m16n8k16<T>(o[2 * k + 1], p[n], b1);
+        }
+      }
+  }
+
+  // Which of its scores this lane's rows see: bit i for row g, bit Keys / 4 + i for row g + 8.
+  template <int Keys>
+  __device__ __forceinline__ uint32_t visible(const Row (&row)[2], int32_t first) const {
+    uint32_t bits = 0;
+#pragma unroll 1
+    for (int i = 0; i < Keys / 4; ++i) {
+      const int32_t key = first + i / 2 * 8 + lane_ % 4 * 2 + i % 2;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        bool sees = key >= row[r].lo && key < row[r].hi;
+        if (sees && key >= row[r].draft_begin) sees = sees_draft(plan_, row[r].q, row[r].draft_begin, key);
+        bits |= uint32_t(sees) << (r * (Keys / 4) + i);
+      }
+    }
+    return bits;
+  }
+
+  // Scores to probabilities, as operand A of the product with V, and the state so far to their scale.
+  template <int Keys>
+  __device__ __forceinline__ void softmax(const Row (&row)[2], int32_t first, float scale, float (&s)[Keys / 8][4],
+                                          uint32_t (&p)[Keys / 16][4], State& state) const {
+    float to_log2 = scale * kLog2e;
+    if (p_.logits_soft_cap > 0) {
+#pragma unroll
+      for (int n = 0; n < Keys / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[n][e] = soft_cap(s[n][e], scale, p_.logits_soft_cap);
+      to_log2 = 1;
+    }
+    bool whole = true;
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      whole &= row[r].lo == kNoKey ||
+               (row[r].lo <= first && first + Keys <= row[r].hi && first + Keys <= row[r].draft_begin);
+    if (!__all_sync(kAll, whole)) {
+      const uint32_t bits = visible<Keys>(row, first);
+#pragma unroll
+      for (int n = 0; n < Keys / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (!(bits >> (e / 2 * (Keys / 4) + 2 * n + e % 2) & 1)) s[n][e] = -__builtin_inff();
+    }
+    float shift[2], alpha[2], sum[2] = {0, 0};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float top = fmaxf(s[0][2 * r], s[0][2 * r + 1]);
+#pragma unroll
+      for (int n = 1; n < Keys / 8; ++n) top = fmaxf(top, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+      top = fmaxf(top, __shfl_xor_sync(kAll, top, 1));
+      top = fmaxf(top, __shfl_xor_sync(kAll, top, 2));
+      const float before = state.m[r];
+      state.m[r] = fmaxf(before, top * to_log2);
+      // Nothing visible so far: any finite shift gives zeros, and lets a NaN through.
+      shift[r] = state.m[r] == -__builtin_inff() ? 0.0f : state.m[r];
+      alpha[r] = ptx::ex2_approx(before - shift[r]);
+    }
+#pragma unroll
+    for (int n = 0; n < Keys / 8; ++n)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float x = ptx::ex2_approx(fmaf(s[n][2 * r], to_log2, -shift[r]));
+        const float y = ptx::ex2_approx(fmaf(s[n][2 * r + 1], to_log2, -shift[r]));
+        sum[r] += x + y;
+        p[n / 2][n % 2 * 2 + r] = ptx::pack2<T>(x, y);
+      }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) state.l[r] = fmaf(state.l[r], alpha[r], sum[r]);
+    if (__any_sync(kAll, alpha[0] != 1 || alpha[1] != 1)) {
+#pragma unroll
+      for (int n = 0; n < kHeadDim / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) state.o[n][e] *= alpha[e / 2];
+    }
+  }
+
+  template <int Keys>
+  __device__ __forceinline__ void run_tiles() {
+    const int begin = warp_ % pieces_ * Keys, warp_row = warp_ / pieces_ * 16;
+    const float scale = p_.sm_scale * (p_.k_scales ? p_.k_scales[kv_head_] : 1.0f);
+    fill_ = use_ = 0;
+    place(0, look_up(0));
+    page_ahead_ = look_up(1);
+    __syncthreads();
+    load(0);
+    load(1);
+    if constexpr (L::kSlots == 4) {
+      __syncthreads();  // the offsets of the second tile
+      load(2);
+    }
+    uint32_t q[kHeadDim / 16][4];
+    load_queries(q);
+    State state;
+#pragma unroll
+    for (int n = 0; n < kHeadDim / 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) state.o[n][e] = 0;
+    state.m[0] = state.m[1] = -__builtin_inff();
+    state.l[0] = state.l[1] = 0;
+
+#pragma unroll 1
+    for (int32_t tile = 0; tile < tiles_; ++tile) {
+      const int32_t first = start_ + tile * L::kKeys + begin;
+      const char* slot = next_slot(2 * tile);
+      uint32_t p[Keys / 16][4];
+      bool sees = false;
+      {
+        const Row row[2] = {shared_.rows[warp_row + lane_ / 4], shared_.rows[warp_row + lane_ / 4 + 8]};
+        for (int r = 0; r < 2; ++r) sees |= first < row[r].hi && first + Keys > row[r].lo;
+        sees = __any_sync(kAll, sees);
+        if (sees) {
+          float s[Keys / 8][4];
+#pragma unroll
+          for (int n = 0; n < Keys / 8; ++n)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) s[n][e] = 0;
+          multiply_keys<Keys>(slot, begin, q, s);
+          softmax<Keys>(row, first, scale, s, p, state);
+        }
+      }
+      slot = next_slot(2 * tile + 1);
+      if (sees) multiply_values<Keys>(slot, begin, p, state.o);
+    }
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    stage(state);
+    __syncthreads();
+    write_rows();
+    __syncthreads();
+  }
+
+  // --- from registers to the output -----------------------------------------------------------------
+
+  // All warps' states to where the ring was.
+  __device__ __forceinline__ void stage(const State& state) const {
+    const int g = lane_ / 4, c = lane_ % 4;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = warp_ * 16 + g + 8 * r;
+      float l = state.l[r];
+      l += __shfl_xor_sync(kAll, l, 1);
+      l += __shfl_xor_sync(kAll, l, 2);
+      if (c == 0) shared_.ml[row] = {state.m[r], l};
+      float* const out = reinterpret_cast<float*>(ring_) + row * L::kPitch;
+      if constexpr (kFp8) {
+#pragma unroll
+        for (int n = 0; n < kHeadDim / 8; n += 2)
+          *reinterpret_cast<float4*>(out + 8 * n + 4 * c) = {state.o[n][2 * r], state.o[n + 1][2 * r],
+                                                             state.o[n][2 * r + 1], state.o[n + 1][2 * r + 1]};
+      } else {
+#pragma unroll
+        for (int n = 0; n < kHeadDim / 8; ++n)
+          *reinterpret_cast<float2*>(out + 8 * n + 2 * c) = {state.o[n][2 * r], state.o[n][2 * r + 1]};
+      }
+    }
+  }
+
+  // The rows' pieces put together in order, to the output or to the item's partials.
+  __device__ __forceinline__ void write_rows() const {
+    const float v_scale = p_.v_scale * (p_.v_scales ? p_.v_scales[kv_head_] : 1.0f);
+    constexpr int kPieces = kHeadDim / 4;
+#pragma unroll 1
+    for (int i = thread_; i < num_rows_ * kPieces; i += kSm80Threads) {
+      const int r = i / kPieces, d = i % kPieces * 4, staged = r / 16 * pieces_ * 16 + r % 16;
+      float m = -__builtin_inff(), l = 0;
+      for (int piece = 0; piece < pieces_; ++piece) m = fmaxf(m, shared_.ml[staged + 16 * piece].x);
+      float4 sum = {0, 0, 0, 0};
+      for (int piece = 0; piece < pieces_; ++piece) {
+        const float2 ml = shared_.ml[staged + 16 * piece];
+        if (ml.y == 0) continue;
+        const float weight = ptx::ex2_approx(ml.x - m);
+        const float4 part =
+            *reinterpret_cast<const float4*>(reinterpret_cast<const float*>(ring_) + (staged + 16 * piece) * L::kPitch + d);
+        sum.x = fmaf(part.x, weight, sum.x);
+        sum.y = fmaf(part.y, weight, sum.y);
+        sum.z = fmaf(part.z, weight, sum.z);
+        sum.w = fmaf(part.w, weight, sum.w);
+        l = fmaf(ml.y, weight, l);
+      }
+      sum = {sum.x * v_scale, sum.y * v_scale, sum.z * v_scale, sum.w * v_scale};
+      const int32_t q = shared_.rows[r].q;
+      const int64_t head = int64_t(kv_head_) * p_.group + (first_row_ + r) % p_.group;
+      if (item_.partial_base >= 0)
+        store_partial4(p_, item_.partial_base + q - item_.q_begin, head, d, sum, m, l);
+      else
+        finish4<T>(p_, plan_.q_token(q), head, d, sum, m, l);
+    }
+  }
+
+  // Counts the item's queries in, and merges those whose last partial this was.
+  __device__ __forceinline__ void merge_if_last() const {
+    ptx::threadfence();
+    if (thread_ == 0) shared_.num_merges = 0;
+    __syncthreads();
+    for (int32_t i = thread_; i < item_.q_count; i += kSm80Threads) {
+      const int32_t q = item_.q_begin + i, merge = plan_.q_merge(q);
+      if (arrive(p_, plan_, q, merge, kv_head_)) shared_.merges[atomicAdd(&shared_.num_merges, 1)] = merge;
+    }
+    __syncthreads();
+    merge_partials<T, kHeadDim>(p_, plan_, shared_.merges, shared_.num_merges, kv_head_, thread_, kSm80Threads);
+  }
+
+  const TreeAttentionCudaParams& p_;
+  char* const ring_;
+  typename L::Shared& shared_;
+  const CudaPlan plan_;
+  const WorkItem& item_;
+  const int thread_, warp_, lane_;
+
+  // The unit at hand.
+  int32_t kv_head_;
+  int pieces_;  // warps that share 16 rows
+  int32_t first_row_, num_rows_;
+  int32_t first_key_, last_key_;  // seen by any row, [first_key_, last_key_)
+  int32_t start_, tiles_;
+  int fill_, use_;  // slots
+  int32_t page_ahead_;
+};
+
+template <class T, bool kFp8, int kHeadDim>
+__global__ void __launch_bounds__(kSm80Threads, Sm80Layout<T, kFp8, kHeadDim>::kBlocks)
+    tree_attention_sm80_kernel(const __grid_constant__ TreeAttentionCudaParams params) {
+  Sm80Block<T, kFp8, kHeadDim> block(params);
+  block.run();
+}
+
+}  // namespace ttc
