@@ -48,6 +48,9 @@ def cost_model(kind: str, dtype: torch.dtype, kv_bytes: int, head_dim: int) -> d
         costs[name] = costs[name] * head_dim / _HEAD_DIM
     for name in ("token", "token_again"):
         costs[name] *= kv_bytes / dtype.itemsize
+    # Outputs of twice as many dimensions fill the registers with half the rows.
+    if kind == "sm_80" and head_dim > 128:
+        costs["max_tile_rows"] //= 2
     return costs
 
 

@@ -97,6 +97,7 @@ def plan_tree_attention(
     if device.type not in ("cpu", "cuda"):
         fail("device", '"cpu" or "cuda"', str(device))
     costs = dict(cost_model(device_kind(device, dtype), dtype, kv_dtype.itemsize, int(head_dim)))
+    most = costs.pop("max_tile_rows")
     options = {
         "page_size": int(page_size),
         "num_q_heads": int(num_q_heads),
@@ -107,8 +108,8 @@ def plan_tree_attention(
         "chunk": CHUNKS[device.type].tokens if deterministic else 0,
         "fold": deterministic and CHUNKS[device.type].fold,
         "num_workers": _num_workers(device),
-        "max_tile_rows": costs.pop("max_tile_rows"),
-        "fixed_tile_rows": _fixed_tile(device, dtype, num_q_heads, num_kv_heads)
+        "max_tile_rows": most,
+        "fixed_tile_rows": _fixed_tile(device, dtype, num_q_heads, num_kv_heads, most)
         if deterministic
         else 0,
         "cost": costs,
@@ -126,11 +127,11 @@ def _num_workers(device: torch.device) -> int:
 
 
 def _fixed_tile(
-    device: torch.device, dtype: torch.dtype, num_q_heads: int, num_kv_heads: int
+    device: torch.device, dtype: torch.dtype, num_q_heads: int, num_kv_heads: int, most: int
 ) -> int:
     """The one tile class of a deterministic plan: it must not depend on what is in the batch."""
     if device.type == "cpu":
         return 128  # there the class changes no bits
     group = num_q_heads // max(1, num_kv_heads)
-    least = 16 if dtype == torch.float32 else 64
+    least = 16 if dtype == torch.float32 else min(64, most)
     return next(c for c in (16, 32, 64, 128) if c >= min(max(least, group), 128))

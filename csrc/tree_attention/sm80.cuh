@@ -186,7 +186,7 @@ class Sm80Block {
       const char* const cache = static_cast<const char*>(i & 1 ? p_.v_cache : p_.k_cache);
       char* const slot = ring_ + fill_ * L::kSlotBytes;
       const int64_t* const offset = shared_.offset[i >> 1 & 1];
-      int thread = thread_; asm volatile("" : "+r"(thread));
+      const int thread = ptx::unhoisted(thread_);
 #pragma unroll(L::kChunks == 32 ? 4 : 16)
       for (int j = 0; j < L::kKeys * L::kChunks / kSm80Threads; ++j) {
         const int at = thread + j * kSm80Threads, row = at / L::kChunks, chunk = at % L::kChunks;
@@ -248,7 +248,7 @@ class Sm80Block {
   template <int Keys>
   __device__ __forceinline__ void multiply_keys(const char* slot, int begin, const uint32_t (&q)[kHeadDim / 16][4],
                                                 float (&s)[Keys / 8][4]) const {
-    int lane = lane_; asm volatile("" : "+r"(lane));
+    const int lane = ptx::unhoisted(lane_);
     const int row = begin + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
 #pragma unroll
     for (int k = 0; k < L::kChunks / 2; ++k)
@@ -276,7 +276,7 @@ class Sm80Block {
   template <int Keys>
   __device__ __forceinline__ void multiply_values(const char* slot, int begin, const uint32_t (&p)[Keys / 16][4],
                                                   float (&o)[kHeadDim / 8][4]) const {
-    int lane = lane_; asm volatile("" : "+r"(lane));
+    const int lane = ptx::unhoisted(lane_);
     const int row = begin + lane % 16, chunk = lane / 16;
 #pragma unroll
     for (int n = 0; n < Keys / 16; ++n)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import ttc_kernels
+from tests.tree_attention import emulated
 from ttc_kernels import reference
 from ttc_kernels.testing import (
     Workload,
@@ -20,6 +22,8 @@ from ttc_kernels.testing import (
     pad_block_tables,
     poison_unused_slots,
 )
+
+EMULATED = ("sm80",)  # CUDA kernels in tests/emulator
 
 
 @dataclass
@@ -52,7 +56,10 @@ class Case:
         poison_unused_slots(caches, self.load.block_tables, self.load.kv_lens)
 
     def plan(self, **options: Any) -> ttc_kernels.TreeAttentionPlan:
-        return ttc_kernels.plan_tree_attention(
+        make = ttc_kernels.plan_tree_attention
+        if self.backend in EMULATED:
+            make = partial(emulated.plan, self.backend)
+        return make(
             pad_block_tables(self.load.block_tables),
             self.load.kv_lens,
             self.load.q_lens,
@@ -68,18 +75,17 @@ class Case:
         )
 
     def run(self, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        q, k_cache, v_cache = (x.to(self.device) for x in (self.q, self.k_cache, self.v_cache))
-        out, lse = nan_outputs(q)
-        ttc_kernels.tree_attention(
-            q,
-            k_cache,
-            v_cache,
-            self.plan(**options),
-            logits_soft_cap=self.soft_cap,
-            out=out,
-            lse=lse,
-            backend=self.backend,
-        )
+        return self.attend(self.plan(**options))
+
+    def attend(
+        self, plan: ttc_kernels.TreeAttentionPlan, **options: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        tensors = [x.to(self.device) for x in (self.q, self.k_cache, self.v_cache)]
+        out, lse = nan_outputs(tensors[0])
+        options = {"logits_soft_cap": self.soft_cap, "out": out, "lse": lse, **options}
+        if self.backend in EMULATED:
+            return emulated.attend(self.backend, *tensors, plan, **options)
+        ttc_kernels.tree_attention(*tensors, plan, backend=self.backend, **options)
         return out.cpu(), lse.cpu()
 
     def check(self, **options: Any) -> None:
@@ -149,8 +155,16 @@ def visible(kv_len: int, q_len: int, parents: Any, window_left: int) -> torch.Te
 @pytest.fixture
 def make_case(request: pytest.FixtureRequest) -> Callable[..., Case]:
     """Makes cases for the backend that the test is parametrised with, by default the CPU's."""
-    if getattr(request, "param", "cpu") == "cpu":
+    backend = getattr(request, "param", "cpu")
+    if backend == "cpu":
         return Case
+    if backend in EMULATED:
+
+        def emulate(load: Workload, dtype: torch.dtype = torch.bfloat16, *args: Any, **kwargs: Any):
+            dtype = torch.bfloat16 if dtype == torch.float32 else dtype
+            return Case(load, dtype, *args, **kwargs, backend=backend)
+
+        return emulate
     device = request.getfixturevalue("triton_device")
 
     def make(load: Workload, dtype: torch.dtype = torch.float32, *args: Any, **kwargs: Any) -> Case:
@@ -165,5 +179,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tests marked `backends` run on every backend, the others on the CPU."""
     if "make_case" in metafunc.fixturenames and metafunc.definition.get_closest_marker("backends"):
         gpu = [pytest.mark.gpu] if torch.cuda.is_available() else []
-        backends = ["cpu", pytest.param("triton", marks=gpu)]
+        backends = ["cpu", pytest.param("triton", marks=gpu), *EMULATED]
         metafunc.parametrize("make_case", backends, indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The CUDA kernels have no float32."""
+    without = [item for item in items if _is_emulated_float32(item)]
+    if without:
+        config.hook.pytest_deselected(items=without)
+        items[:] = [item for item in items if item not in without]
+
+
+def _is_emulated_float32(item: pytest.Item) -> bool:
+    params = getattr(getattr(item, "callspec", None), "params", {})
+    return params.get("make_case") in EMULATED and params.get("dtype") == torch.float32

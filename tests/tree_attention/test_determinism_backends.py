@@ -1,12 +1,16 @@
-"""The same bits alone and in every company, on the CPU and in Triton: siblings, order, forks."""
+"""The same bits alone and in every company, on every backend: siblings, order, forks."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import ttc_kernels
+from tests.tree_attention import emulated
+from tests.tree_attention.conftest import EMULATED
 from ttc_kernels.testing import assert_bitwise_equal
 
 PAGE, DIM, NUM_PAGES = 16, 64, 700
@@ -15,7 +19,7 @@ SURVIVOR = np.arange(19, dtype=np.int32)
 GPU = [pytest.mark.gpu] if torch.cuda.is_available() else []
 
 
-@pytest.fixture(params=["cpu", pytest.param("triton", marks=GPU)])
+@pytest.fixture(params=["cpu", pytest.param("triton", marks=GPU), *EMULATED])
 def backend(request, monkeypatch):
     if request.param == "triton" and request.getfixturevalue("triton_device").type == "cpu":
         # The interpreter multiplies with numpy's BLAS, whose bits depend on where in a matrix a row
@@ -35,21 +39,30 @@ def backend(request, monkeypatch):
 @pytest.fixture(params=[torch.float32, torch.float16])
 def attend(request, backend):
     """Output and lse of the row at `position` of a batch of (pages, length) rows."""
+    dtype = (
+        torch.bfloat16 if backend in EMULATED and request.param == torch.float32 else request.param
+    )
     device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
     g = torch.Generator().manual_seed(0)
-    caches = torch.randn(2, NUM_PAGES, PAGE, 1, DIM, generator=g).to(request.param).to(device)
-    query = torch.randn(1, 2, DIM, generator=g).to(request.param).to(device)
-    others = torch.randn(300, 2, DIM, generator=g).to(request.param).to(device)
+    caches = torch.randn(2, NUM_PAGES, PAGE, 1, DIM, generator=g).to(dtype).to(device)
+    query = torch.randn(1, 2, DIM, generator=g).to(dtype).to(device)
+    others = torch.randn(300, 2, DIM, generator=g).to(dtype).to(device)
 
     def run(rows, position=0, deterministic=True):
-        plan = ttc_kernels.plan_tree_attention(
+        make = ttc_kernels.plan_tree_attention
+        if backend in EMULATED:
+            make = partial(emulated.plan, backend)
+        plan = make(
             [pages for pages, _ in rows], [length for _, length in rows], page_size=PAGE,
-            num_q_heads=2, num_kv_heads=1, head_dim=DIM, dtype=request.param, device=device,
+            num_q_heads=2, num_kv_heads=1, head_dim=DIM, dtype=dtype, device=device,
             deterministic=deterministic,
         )  # fmt: skip
         q = others[: len(rows)].clone()
         q[position] = query[0]
-        out, lse = ttc_kernels.tree_attention(q, *caches, plan, backend=backend)
+        if backend in EMULATED:
+            out, lse = emulated.attend(backend, q, *caches, plan)
+        else:
+            out, lse = ttc_kernels.tree_attention(q, *caches, plan, backend=backend)
         return out[position].cpu(), lse[position].cpu()
 
     return run

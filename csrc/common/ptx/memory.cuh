@@ -13,6 +13,13 @@ __device__ __forceinline__ char* dynamic_smem() {
 
 namespace ptx {
 
+// The same number, of which the compiler knows nothing: addresses made from it inside a loop are made there
+// each time instead of being held in registers.
+__device__ __forceinline__ int unhoisted(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // smem: generic pointer into shared memory. Its 32-bit address in the shared window.
 __device__ __forceinline__ uint32_t smem_u32(const void* smem) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(smem));

@@ -54,6 +54,8 @@ inline int32_t atomic_add_acq_rel(int32_t* address, int32_t value, EMU_SITE) {
 }
 inline void threadfence() { __threadfence(); }
 
+inline int unhoisted(int x) { return x; }
+
 // --- barrier.cuh ---
 inline void named_barrier_sync(int id, int threads, EMU_SITE) { emu::barrier_sync(id, threads, "bar.sync", site); }
 inline void named_barrier_arrive(int id, int threads, EMU_SITE) {
@@ -76,6 +78,12 @@ inline uint32_t pack_half2(float low, float high) {
 inline uint32_t pack_bf16x2(float low, float high) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
          static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
+}
+inline uint32_t e4m3_bytes_to_half2(uint32_t bytes) {
+  return pack_half2(emu::e4m3_to_float(bytes & 0xff), emu::e4m3_to_float(bytes >> 16 & 0xff));
+}
+inline uint32_t e4m3_bytes_to_bf16x2(uint32_t bytes) {
+  return pack_bf16x2(emu::e4m3_to_float(bytes & 0xff), emu::e4m3_to_float(bytes >> 16 & 0xff));
 }
 inline uint32_t fp8x2_e4m3_to_half2(uint16_t pair) {
   return pack_half2(emu::e4m3_to_float(pair & 0xff), emu::e4m3_to_float(pair >> 8));
