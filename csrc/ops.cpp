@@ -3,7 +3,10 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(ttc_kernels, m) {
-  m.def("write_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots) -> ()");
+  m.def(
+      "write_kv(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, "
+      "float k_scale=1.0, float v_scale=1.0, Tensor? k_scales=None, Tensor? v_scales=None, "
+      "Tensor? positions=None, Tensor? cos_sin=None, bool interleaved=False) -> ()");
   m.def("copy_pages(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor copies) -> ()");
   m.def(
       "commit_kv(Tensor(a!)[] k_caches, Tensor(b!)[] v_caches, Tensor src_slots, Tensor dst_slots) "

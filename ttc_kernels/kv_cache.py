@@ -8,18 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from . import _load  # noqa: F401  (registers the ops)
+from . import _load
 from ._check import FLOAT_DTYPES, require_dtype
 
 __all__ = ["commit_kv", "copy_pages", "write_kv"]
 
 _FP8 = torch.float8_e4m3fn
-
-torch.library.define(
-    "ttc_kernels::write_kv_fp8",
-    "(Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slots, float k_scale, "
-    "float v_scale, Tensor? k_scales, Tensor? v_scales) -> ()",
-)
+_CACHE_DTYPES = (*FLOAT_DTYPES, _FP8)
 
 
 def write_kv(
@@ -30,11 +25,16 @@ def write_kv(
     slots: torch.Tensor | np.ndarray,
     k_scale: float | torch.Tensor = 1.0,
     v_scale: float | torch.Tensor = 1.0,
+    *,
+    positions: torch.Tensor | None = None,
+    cos_sin: torch.Tensor | None = None,
+    interleaved: bool = False,
 ) -> None:
     """Writes the K and V of new tokens to their slots, in place.
 
-    Into float8_e4m3fn caches go the nearest values of ``k / k_scale`` and ``v / v_scale``, at most
-    448 in size.
+    With ``positions``, K is rotated on the way: the rotary embedding of RoFormer (Su et al., 2021)
+    of the first R elements of each head, in float32 and rounded once; V is not. Into float8_e4m3fn
+    caches go the nearest values of ``k / k_scale`` and ``v / v_scale``, at most 448 in size.
 
     Args:
         k, v: ``[T, Hkv, D]`` float32, float16 or bfloat16; any strides with a dense last dimension.
@@ -44,34 +44,46 @@ def write_kv(
             skips the token (padding). No slot may occur twice. On a GPU the caller vouches for
             them: looking would mean to wait.
         k_scale, v_scale: for float8 caches: a positive number, or float32 ``[Hkv]`` on the device.
+        positions: int64 ``[T]``, each token's row of ``cos_sin`` (on a GPU not checked); ``None``
+            writes K as it is.
+        cos_sin: ``[max_position, R]``, R / 2 cosines and then R / 2 sines, float32 or as ``k``,
+            contiguous; R is even and at most D. vLLM's ``cos_sin_cache`` is one.
+        interleaved: pairs are ``(2i, 2i + 1)``, as in GPT-J; else ``(i, i + R / 2)``, as in
+            GPT-NeoX and Llama.
 
     Raises:
         TypeError: for a wrong dtype.
-        ValueError: for a wrong shape or device, or a slot outside the caches. Nothing was written.
+        ValueError: for a wrong shape or device, a slot outside the caches or a position outside
+            ``cos_sin``. Nothing was written.
 
     >>> cache = torch.zeros(2, 4, 1, 8), torch.zeros(2, 4, 1, 8)
     >>> new = torch.ones(1, 1, 8)
     >>> write_kv(new, new, *cache, torch.tensor([5], dtype=torch.int32))
     >>> cache[0][1, 1].sum().item()
     8.0
+    >>> quarter_turn = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # by position; of the first pair
+    >>> slots, positions = torch.tensor([6], dtype=torch.int32), torch.tensor([1])
+    >>> write_kv(new, new, *cache, slots, positions=positions, cos_sin=quarter_turn)
+    >>> cache[0][1, 2, 0, :4].tolist()
+    [-1.0, 1.0, 1.0, 1.0]
     """
-    require_dtype("write_kv", "k_cache", k_cache, (*FLOAT_DTYPES, _FP8))
-    require_dtype("write_kv", "v_cache", v_cache, (k_cache.dtype,))
+    op = "write_kv"
+    require_dtype(op, "k_cache", k_cache, _CACHE_DTYPES)
+    require_dtype(op, "v_cache", v_cache, (k_cache.dtype,))
     dtypes = FLOAT_DTYPES if k_cache.dtype == _FP8 else (k_cache.dtype,)
-    require_dtype("write_kv", "k", k, dtypes)
-    require_dtype("write_kv", "v", v, (k.dtype,))
-    slots = _as_int32("write_kv", "slots", slots, k_cache.device)
-    scales = [
-        _split_scale(name, scale, k_cache)
-        for name, scale in (("k_scale", k_scale), ("v_scale", v_scale))
-    ]
-    if k_cache.dtype != _FP8:
-        torch.ops.ttc_kernels.write_kv(k, v, k_cache, v_cache, slots)
-        return
-    (k_number, k_scales), (v_number, v_scales) = scales
-    torch.ops.ttc_kernels.write_kv_fp8(
-        k, v, k_cache, v_cache, slots, k_number, v_number, k_scales, v_scales
-    )
+    require_dtype(op, "k", k, dtypes)
+    require_dtype(op, "v", v, (k.dtype,))
+    slots = _as_int32(op, "slots", slots, k_cache.device)
+    k_number, k_scales = _split_scale("k_scale", k_scale, k_cache)
+    v_number, v_scales = _split_scale("v_scale", v_scale, k_cache)
+    if positions is not None:
+        require_dtype(op, "positions", positions, (torch.int64,))
+    if cos_sin is not None:
+        require_dtype(op, "cos_sin", cos_sin, (torch.float32, k.dtype))
+    torch.ops.ttc_kernels.write_kv(
+        k, v, k_cache, v_cache, slots, k_number, v_number, k_scales, v_scales, positions, cos_sin,
+        interleaved,
+    )  # fmt: skip
 
 
 def copy_pages(
@@ -83,11 +95,11 @@ def copy_pages(
 
     Args:
         k_caches, v_caches: one contiguous ``[num_pages, page_size, Hkv, D]`` per layer, all of one
-            shape, dtype (float32, float16 or bfloat16; on a GPU also float8_e4m3fn) and device.
+            shape, dtype (float32, float16, bfloat16 or float8_e4m3fn) and device.
         copies: int32 ``[C, 3]`` of ``(src_page, dst_page, num_tokens)`` as `PagePool.take_copies`
             returns them; they take effect in this order. On a GPU all layers run in one launch and
-            the caller vouches for the pages; to capture that launch in a graph, call it once
-            before with the same caches.
+            the caller vouches for the pages; the launch may be captured in a graph (in Triton after
+            a call with the same caches).
 
     Raises:
         TypeError: for a wrong dtype.
@@ -101,7 +113,7 @@ def copy_pages(
     """
     caches = [*k_caches, *v_caches]
     for cache in caches:
-        require_dtype("copy_pages", "every cache", cache, _dtypes_of(cache))
+        require_dtype("copy_pages", "every cache", cache, _CACHE_DTYPES)
     if not caches:
         return
     copies = _as_int32("copy_pages", "copies", copies, caches[0].device)
@@ -139,17 +151,12 @@ def commit_kv(
     """
     caches = [*k_caches, *v_caches]
     for cache in caches:
-        require_dtype("commit_kv", "every cache", cache, _dtypes_of(cache))
+        require_dtype("commit_kv", "every cache", cache, _CACHE_DTYPES)
     if not caches:
         return
     src = _as_int32("commit_kv", "src_slots", src_slots, caches[0].device)
     dst = _as_int32("commit_kv", "dst_slots", dst_slots, caches[0].device)
     torch.ops.ttc_kernels.commit_kv(list(k_caches), list(v_caches), src, dst)
-
-
-def _dtypes_of(cache: object) -> tuple[torch.dtype, ...]:
-    on_gpu = isinstance(cache, torch.Tensor) and cache.is_cuda
-    return (*FLOAT_DTYPES, _FP8) if on_gpu else FLOAT_DTYPES
 
 
 def _split_scale(
@@ -183,7 +190,10 @@ def _as_int32(
 
 
 @torch.library.register_fake("ttc_kernels::write_kv")
-def _write_kv_fake(k, v, k_cache, v_cache, slots) -> None:
+def _write_kv_fake(
+    k, v, k_cache, v_cache, slots, k_scale=1.0, v_scale=1.0, k_scales=None, v_scales=None,
+    positions=None, cos_sin=None, interleaved=False,
+) -> None:  # fmt: skip
     return None
 
 
@@ -197,46 +207,22 @@ def _commit_kv_fake(k_caches, v_caches, src_slots, dst_slots) -> None:
     return None
 
 
-@torch.library.register_fake("ttc_kernels::write_kv_fp8")
-def _write_kv_fp8_fake(k, v, k_cache, v_cache, slots, k_scale, v_scale, k_scales, v_scales) -> None:
-    return None
-
-
-@torch.library.impl("ttc_kernels::write_kv_fp8", "CPU")
-def _write_kv_fp8_cpu(k, v, k_cache, v_cache, slots, k_scale, v_scale, k_scales, v_scales):
+def _write_kv_triton(
+    k, v, k_cache, v_cache, slots, k_scale=1.0, v_scale=1.0, k_scales=None, v_scales=None,
+    positions=None, cos_sin=None, interleaved=False,
+) -> None:  # fmt: skip
     _check_write("write_kv", k, v, k_cache, v_cache, slots)
-    num_slots = k_cache.shape[0] * k_cache.shape[1]
-    if ((slots < -1) | (slots >= num_slots)).any():
-        raise ValueError(f"write_kv: slots must be -1 (skip) or in [0, {num_slots})")
-    kept = slots >= 0
-    pairs = ((k, k_cache, k_scale, k_scales), (v, v_cache, v_scale, v_scales))
-    for x, cache, number, scales in pairs:
-        unit = number if scales is None else scales[:, None]
-        values = (x[kept].float() / unit).clamp(-448, 448).to(_FP8)
-        cache.view(torch.uint8).flatten(0, 1)[slots[kept].long()] = values.view(torch.uint8)
-
-
-@torch.library.impl("ttc_kernels::write_kv_fp8", "CUDA")
-def _write_kv_fp8_cuda(k, v, k_cache, v_cache, slots, k_scale, v_scale, k_scales, v_scales):
-    _check_write("write_kv", k, v, k_cache, v_cache, slots)
+    _check_rope("write_kv", k, positions, cos_sin)
     from .triton.kv_cache import write_kv
 
     write_kv(
         k, v, k_cache, v_cache, slots,
         k_scale if k_scales is None else k_scales, v_scale if v_scales is None else v_scales,
+        positions, cos_sin, interleaved,
     )  # fmt: skip
 
 
-@torch.library.impl("ttc_kernels::write_kv", "CUDA")
-def _write_kv_cuda(k, v, k_cache, v_cache, slots):
-    _check_write("write_kv", k, v, k_cache, v_cache, slots)
-    from .triton.kv_cache import write_kv
-
-    write_kv(k, v, k_cache, v_cache, slots)
-
-
-@torch.library.impl("ttc_kernels::copy_pages", "CUDA")
-def _copy_pages_cuda(k_caches, v_caches, copies):
+def _copy_pages_triton(k_caches, v_caches, copies) -> None:
     _check_caches("copy_pages", k_caches, v_caches, {"copies": copies})
     if copies.dim() != 2 or copies.shape[1] != 3:
         raise ValueError(f"copy_pages: copies must be [C, 3], got {list(copies.shape)}")
@@ -245,8 +231,7 @@ def _copy_pages_cuda(k_caches, v_caches, copies):
     copy_pages(k_caches, v_caches, copies)
 
 
-@torch.library.impl("ttc_kernels::commit_kv", "CUDA")
-def _commit_kv_cuda(k_caches, v_caches, src_slots, dst_slots):
+def _commit_kv_triton(k_caches, v_caches, src_slots, dst_slots) -> None:
     slots = {"src_slots": src_slots, "dst_slots": dst_slots}
     _check_caches("commit_kv", k_caches, v_caches, slots)
     if src_slots.dim() != 1 or src_slots.shape != dst_slots.shape:
@@ -257,6 +242,15 @@ def _commit_kv_cuda(k_caches, v_caches, src_slots, dst_slots):
     from .triton.kv_cache import commit_kv
 
     commit_kv(k_caches, v_caches, src_slots, dst_slots)
+
+
+for _name, _run in (
+    ("write_kv", _write_kv_triton),
+    ("copy_pages", _copy_pages_triton),
+    ("commit_kv", _commit_kv_triton),
+):
+    if not _load.has_cuda_kernel(_name):
+        torch.library.impl(f"ttc_kernels::{_name}", "CUDA")(_run)
 
 
 def _check_write(op, k, v, k_cache, v_cache, slots) -> None:
@@ -274,6 +268,24 @@ def _check_write(op, k, v, k_cache, v_cache, slots) -> None:
         raise ValueError(
             f"{op}: k, v and slots must have as many tokens, got {k.shape[0]}, {v.shape[0]} and "
             f"{slots.numel()}"
+        )
+
+
+def _check_rope(op, k, positions, cos_sin) -> None:
+    if (positions is None) != (cos_sin is None):
+        raise ValueError(f"{op}: positions and cos_sin go together")
+    if positions is None:
+        return
+    if positions.shape != k.shape[:1] or positions.device != k.device:
+        raise ValueError(
+            f"{op}: positions must be [{k.shape[0]}] on {k.device}, got {list(positions.shape)} on "
+            f"{positions.device}"
+        )
+    fits = cos_sin.dim() == 2 and cos_sin.is_contiguous() and cos_sin.device == k.device
+    if not fits or cos_sin.shape[1] % 2 or not 0 < cos_sin.shape[1] <= k.shape[2]:
+        raise ValueError(
+            f"{op}: cos_sin must be contiguous [max_position, R] with R even and at most "
+            f"{k.shape[2]}, on {k.device}, got {list(cos_sin.shape)} on {cos_sin.device}"
         )
 
 

@@ -1,5 +1,6 @@
 #include "merge_states/launch.h"
 
+#include "common/cuda_launch.cuh"
 #include "merge_states/merge_states.cuh"
 
 namespace ttc {
@@ -12,14 +13,9 @@ cudaError_t launch(const MergeStatesParams& p, cudaStream_t stream) {
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const bool whole = p.head_dim % kPiece == 0 && aligned(p.outs) && aligned(p.out);
   const int64_t threads = p.num_rows * (whole ? p.head_dim / kPiece : p.head_dim);
-  const auto blocks = static_cast<unsigned>((threads + kMergeThreads - 1) / kMergeThreads);
-  if (blocks == 0) return cudaSuccess;
-  if (whole) {
-    merge_states_kernel<T, kPiece><<<blocks, kMergeThreads, 0, stream>>>(p);
-  } else {
-    merge_states_kernel<T, 1><<<blocks, kMergeThreads, 0, stream>>>(p);
-  }
-  return cudaGetLastError();
+  const dim3 grid(static_cast<unsigned>((threads + kMergeThreads - 1) / kMergeThreads));
+  return launch_kernel(whole ? merge_states_kernel<T, kPiece> : merge_states_kernel<T, 1>, grid, dim3(kMergeThreads),
+                       0, stream, p);
 }
 
 }  // namespace

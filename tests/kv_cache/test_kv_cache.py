@@ -10,7 +10,7 @@ from torch.library import opcheck
 from ttc_kernels import reference
 from ttc_kernels._host import PagePool
 from ttc_kernels.kv_cache import commit_kv, copy_pages, write_kv
-from ttc_kernels.testing import assert_bitwise_equal
+from ttc_kernels.testing import assert_bitwise_equal, assert_close_to_reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -183,15 +183,128 @@ def test_write_kv_refuses_wrong_scales() -> None:
     for scale, message in ((0.0, "positive"), (torch.ones(3), r"float32 \[2\]")):
         with pytest.raises(ValueError, match="write_kv: k_scale .*" + message):
             write_kv(k, v, *caches, _int32(0), k_scale=scale)
-    with pytest.raises(ValueError, match="slots must be -1"):
+    with pytest.raises(ValueError, match=r"slots\[0\] must be -1"):
         write_kv(k, v, *caches, _int32(24))
     with pytest.raises(ValueError, match="k_scale is for float8_e4m3fn"):
         write_kv(k, v, *_caches(), _int32(0), k_scale=2.0)
 
 
+def _rope(dtype: torch.dtype, rope_dim: int, max_position: int = 50) -> torch.Tensor:
+    angles = torch.arange(max_position).outer(10000 ** -(torch.arange(rope_dim // 2) / rope_dim))
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype)
+
+
+def _rotate_in_float32(x: torch.Tensor, cos_sin: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Every product and sum rounded by itself."""
+    half = cos_sin.shape[1] // 2
+    cos, sin = cos_sin.float().unsqueeze(1).split(half, dim=-1)
+    x = x.float().clone()
+    one = (..., slice(0, 2 * half, 2)) if interleaved else (..., slice(0, half))
+    two = (..., slice(1, 2 * half, 2)) if interleaved else (..., slice(half, 2 * half))
+    x[one], x[two] = x[one] * cos - x[two] * sin, x[two] * cos + x[one] * sin
+    return x
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("rope_dim", [16, 6])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_write_kv_rotates_keys(dtype: torch.dtype, rope_dim: int, interleaved: bool) -> None:
+    torch.manual_seed(0)
+    k, v = torch.randn(9, 4, 16).to(dtype).chunk(2, dim=1)
+    slots, positions = torch.randperm(24)[:9].int(), torch.randint(0, 50, (9,))
+    slots[3], positions[3] = -1, 1 << 40  # padding is not looked at
+    cos_sin = _rope(torch.float32, rope_dim)
+    caches, expected = _caches(dtype), _caches(dtype)
+    for cache, want in zip(caches, expected, strict=True):
+        want.copy_(cache)
+    write_kv(k, v, *caches, slots, positions=positions, cos_sin=cos_sin, interleaved=interleaved)
+    positions[3] = 0
+    rotated = _rotate_in_float32(k, cos_sin[positions], interleaved)
+    reference.write_kv(rotated, v, *expected, slots)
+    assert_bitwise_equal(caches[0], expected[0])
+    assert_bitwise_equal(caches[1], expected[1])
+    want = reference.kv_cache.rotate(k, cos_sin[positions], interleaved)
+    assert_close_to_reference(rotated.to(dtype), want, want.to(dtype))
+
+
+@pytest.mark.parametrize("cos_sin_dtype", [torch.float32, torch.bfloat16])
+def test_write_kv_rotates_and_quantises(cos_sin_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    k, v = torch.randn(2, 5, 2, 16).bfloat16().unbind()
+    caches = torch.zeros(2, 6, 4, 2, 16).to(torch.float8_e4m3fn).unbind()
+    slots, positions = _int32(0, 5, 6, 7, 8), torch.arange(5) * 9
+    cos_sin, scales = _rope(cos_sin_dtype, 16), torch.tensor([0.01, 0.3])
+    write_kv(k, v, *caches, slots, scales, 0.5, positions=positions, cos_sin=cos_sin)
+    rotated = _rotate_in_float32(k, cos_sin[positions], False)
+    for cache, want in zip(caches, (rotated / scales[:, None], v.float() / 0.5), strict=True):
+        got = cache.view(torch.uint8).flatten(0, 1)[slots.long()].view(cache.dtype)
+        assert_bitwise_equal(got, want.clamp(-448, 448).to(cache.dtype))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"positions": None}, ValueError, "positions and cos_sin go together"),
+        ({"cos_sin": None}, ValueError, "positions and cos_sin go together"),
+        ({"positions": torch.tensor([0, 8])}, ValueError, r"positions\[1\] .* \[0, 8\), got 8"),
+        ({"positions": torch.tensor([0, -1])}, ValueError, r"positions\[1\] .* got -1"),
+        ({"positions": torch.tensor([0])}, ValueError, r"positions must be a contiguous \[2\]"),
+        ({"positions": _int32(0, 1)}, TypeError, "positions must be int64, got torch.int32"),
+        ({"cos_sin": torch.zeros(8, 5)}, ValueError, r"cos_sin .* at most 16.* got \[8, 5\]"),
+        ({"cos_sin": torch.zeros(8, 18)}, ValueError, "cos_sin must be contiguous"),
+        ({"cos_sin": torch.zeros(8, 4).half()}, TypeError, "cos_sin must be float32"),
+    ],
+)
+def test_write_kv_refuses_wrong_rotations(change: dict, error: type, message: str) -> None:
+    k_cache, v_cache = torch.zeros(2, 6, 4, 2, 16).unbind()
+    new = torch.ones(2, 2, 16)
+    options = {"positions": torch.tensor([0, 1]), "cos_sin": torch.zeros(8, 4)} | change
+    with pytest.raises(error, match="write_kv: .*" + message):
+        write_kv(new, new, k_cache, v_cache, _int32(0, 1), **options)
+    assert not k_cache.any() and not v_cache.any()
+
+
+def test_float8_caches_are_copied_and_committed() -> None:
+    cache = torch.arange(24.0).reshape(6, 4, 1, 1).to(torch.float8_e4m3fn)
+    other = torch.zeros(6, 4, 1, 1).to(torch.float8_e4m3fn)
+    copy_pages([cache], [other], _int32(0, 1, 3).reshape(1, 3))
+    commit_kv([cache], [other], _int32(8), _int32(20))
+    got = cache.float().flatten()
+    assert got[4:8].tolist() == [0, 1, 2, 7] and got[20] == 8
+
+
+def test_compiled_calls_do_what_eager_calls_do() -> None:
+    def step(k, v, k_cache, v_cache, slots, positions, cos_sin, copies, src, dst):
+        write_kv(k, v, k_cache, v_cache, slots, positions=positions, cos_sin=cos_sin)
+        copy_pages([k_cache], [v_cache], copies)
+        commit_kv([k_cache], [v_cache], src, dst)
+        return k_cache.sum()
+
+    k, v = torch.randn(2, 3, 2, 16).unbind()
+    rest = (_int32(0, 5, 6), torch.tensor([3, 4, 9]), _rope(torch.float32, 16))
+    rest += (_int32(1, 3, 4).reshape(1, 3), _int32(13), _int32(20))
+    eager, compiled = ([cache.clone() for cache in torch.zeros(2, 6, 4, 2, 16)] for _ in range(2))
+    total = step(k, v, *eager, *rest)
+    again = torch.compile(step, fullgraph=True, backend="aot_eager")(k, v, *compiled, *rest)
+    assert_bitwise_equal(again, total)
+    for got, want in zip(compiled, eager, strict=True):
+        assert_bitwise_equal(got, want)
+
+
 def test_ops_pass_opcheck() -> None:
     k, v = torch.randn(2, 2, 2, 16).unbind()
     opcheck(torch.ops.ttc_kernels.write_kv.default, (k, v, *_caches(), _int32(3, -1)))
+    rope = (torch.tensor([1, 2]), _rope(torch.float32, 8), True)
+    opcheck(
+        torch.ops.ttc_kernels.write_kv.default,
+        (k, v, *_caches(), _int32(3, -1), 1.0, 1.0, None, None, *rope),
+    )
+    caches = torch.zeros(2, 6, 4, 2, 16).to(torch.float8_e4m3fn).unbind()
+    opcheck(
+        torch.ops.ttc_kernels.write_kv.default,
+        (k, v, *caches, _int32(3, -1), 1.0, 2.0, torch.ones(2), None, *rope),
+        test_utils=("test_autograd_registration", "test_faketensor"),  # others compute in float8
+    )
     copies = _int32(0, 1, 2).reshape(1, 3)
     k_cache, v_cache = _caches()
     opcheck(torch.ops.ttc_kernels.copy_pages.default, ([k_cache], [v_cache], copies))

@@ -107,3 +107,31 @@ def test_write_kv_rounds_to_float8_like_torch(triton_device, dtype):
         x, y = x.cpu().float(), y.float()
         assert_bitwise_equal(x.nan_to_num(999), y.nan_to_num(999))
         assert_bitwise_equal(x.isnan(), y.isnan())
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("cache_dtype", [None, FP8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_write_kv_rotates_like_the_cpu(triton_device, dtype, cache_dtype, interleaved):
+    """Bit for bit, with a rotated part of 20 of 48 elements."""
+    from ttc_kernels.triton import kv_cache
+
+    torch.manual_seed(0)
+    fused = torch.randn(9, 6, 48).to(dtype)
+    k, v = fused[:, 2:4], fused[:, 4:]
+    slots, positions = torch.randperm(24)[:9].int(), torch.randint(0, 30, (9,))
+    slots[3] = -1
+    angles = torch.randn(30, 10)
+    cos_sin = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    got, want = (torch.zeros(2, 6, 4, 2, 48).to(cache_dtype or dtype).unbind() for _ in range(2))
+    write_kv_by_torch(
+        k, v, *want, slots, positions=positions, cos_sin=cos_sin, interleaved=interleaved
+    )
+    caches = [cache.to(triton_device) for cache in got]
+    where = fused.to(triton_device)
+    rope = [x.to(triton_device) for x in (slots, positions, cos_sin)]
+    kv_cache.write_kv(
+        where[:, 2:4], where[:, 4:], *caches, rope[0], 1.0, 1.0, *rope[1:], interleaved
+    )
+    for x, y in zip(caches, want, strict=True):
+        assert_bitwise_equal(x.cpu(), y)

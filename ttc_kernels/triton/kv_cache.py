@@ -78,19 +78,37 @@ def _to_e4m3(x):
     return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
 
 
+@triton.jit
+def _rotate(x, head, d, mask, cos_sin, rope_dim, INTERLEAVED: tl.constexpr):
+    """The rotary embedding of a head's first `rope_dim` elements, which are those of `cos_sin`."""
+    half = rope_dim // 2
+    rotated = d < rope_dim
+    if INTERLEAVED:
+        first, other, pair = d % 2 == 0, d ^ 1, d // 2
+    else:
+        first, other, pair = d < half, tl.where(d < half, d + half, d - half), d % half
+    y = tl.load(head + other, mask=mask & rotated, other=0.0).to(tl.float32)
+    mine = x * tl.load(cos_sin + pair, mask=rotated, other=1.0).to(tl.float32)
+    theirs = y * tl.load(cos_sin + half + pair, mask=rotated, other=0.0).to(tl.float32)
+    return tl.where(rotated, tl.where(first, mine - theirs, mine + theirs), x)
+
+
 @triton.jit(
     do_not_specialize=[
         "num_heads", "per_head", "k_scale", "v_scale", "k_token_stride", "k_head_stride",
-        "v_token_stride", "v_head_stride",
+        "v_token_stride", "v_head_stride", "rope_dim",
     ],
-    do_not_specialize_on_alignment=["k", "v", "slots", "k_scales", "v_scales"],
+    do_not_specialize_on_alignment=[
+        "k", "v", "slots", "k_scales", "v_scales", "positions", "cos_sin"
+    ],
 )  # fmt: skip
 def _write_kv_kernel(
-    k, v, k_cache, v_cache, slots, k_scales, v_scales,
+    k, v, k_cache, v_cache, slots, k_scales, v_scales, positions, cos_sin,
     num_heads, per_head, k_scale: tl.float32, v_scale: tl.float32,
     k_token_stride: tl.int64, k_head_stride: tl.int64,
-    v_token_stride: tl.int64, v_head_stride: tl.int64,
+    v_token_stride: tl.int64, v_head_stride: tl.int64, rope_dim,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, QUANTISE: tl.constexpr,
+    ROPE: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
     """One token of one head: K and V."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -99,14 +117,18 @@ def _write_kv_kernel(
         d = tl.arange(0, BLOCK_D)
         mask = d < HEAD_DIM
         to = (slot * num_heads + head) * HEAD_DIM + d
-        x = tl.load(k + token * k_token_stride + head * k_head_stride + d, mask=mask)
+        k_head = k + token * k_token_stride + head * k_head_stride
+        x = tl.load(k_head + d, mask=mask)
         y = tl.load(v + token * v_token_stride + head * v_head_stride + d, mask=mask)
+        if ROPE:
+            angles = cos_sin + tl.load(positions + token) * rope_dim
+            x = _rotate(x.to(tl.float32), k_head, d, mask, angles, rope_dim, INTERLEAVED)
         if QUANTISE:
             k_unit = k_scale * tl.load(k_scales + head, mask=(per_head & 1) != 0, other=1.0)
             v_unit = v_scale * tl.load(v_scales + head, mask=(per_head & 2) != 0, other=1.0)
             x = _to_e4m3(tl.div_rn(x.to(tl.float32), k_unit))
             y = _to_e4m3(tl.div_rn(y.to(tl.float32), v_unit))
-        tl.store(k_cache + to, x, mask=mask)
+        tl.store(k_cache + to, x.to(k_cache.dtype.element_ty), mask=mask)
         tl.store(v_cache + to, y, mask=mask)
 
 
@@ -118,6 +140,9 @@ def write_kv(
     slots: torch.Tensor,
     k_scale: float | torch.Tensor = 1.0,
     v_scale: float | torch.Tensor = 1.0,
+    positions: torch.Tensor | None = None,
+    cos_sin: torch.Tensor | None = None,
+    interleaved: bool = False,
 ) -> None:
     """`ttc_kernels.write_kv` in Triton; the arguments are those of the op, not checked."""
     tokens, heads, dim = k.shape
@@ -127,13 +152,15 @@ def write_kv(
     if quantise:
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
     k_given, v_given = isinstance(k_scale, torch.Tensor), isinstance(v_scale, torch.Tensor)
+    unused = slots.view(torch.float32)  # a pointer that is not followed
     _write_kv_kernel[(tokens, heads)](
         k, v, k_cache, v_cache, slots,
-        k_scale if k_given else slots.view(torch.float32),  # a pointer that is not followed
-        v_scale if v_given else slots.view(torch.float32),
+        k_scale if k_given else unused, v_scale if v_given else unused,
+        unused if positions is None else positions, unused if cos_sin is None else cos_sin,
         heads, k_given + 2 * v_given, 1.0 if k_given else k_scale, 1.0 if v_given else v_scale,
-        *k.stride()[:2], *v.stride()[:2],
+        *k.stride()[:2], *v.stride()[:2], 0 if cos_sin is None else cos_sin.shape[1],
         HEAD_DIM=dim, BLOCK_D=triton.next_power_of_2(dim), QUANTISE=quantise,
+        ROPE=positions is not None, INTERLEAVED=interleaved,
         num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
