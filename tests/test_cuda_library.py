@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 import ttc_kernels
+from tests.ledger import cuda
 from ttc_kernels import _load
 from ttc_kernels.collect_env import collect_env
 
@@ -76,3 +82,50 @@ def test_an_older_gpu_is_told_why_not(monkeypatch):
 def test_the_environment_report_says_what_became_of_the_library():
     (line,) = [line for line in collect_env().splitlines() if line.startswith("CUDA kernels: ")]
     assert ("not loaded: " in line) == (_load.cuda_error is not None)
+
+
+@pytest.fixture(scope="module")
+def built() -> Path:
+    """The library, compiled here: minutes, unless that was done before."""
+    missing = cuda.missing_tools() or (None if shutil.which("readelf") else "there is no readelf")
+    if missing:
+        pytest.skip(f"the CUDA library is not built: {missing}")
+    return cuda.build()
+
+
+def _lines(*command: object) -> list[str]:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_the_library_needs_torch_and_the_system_only(built):
+    """Neither libcudart, which is linked in, nor libcuda, which that opens itself, nor a path."""
+    dynamic = _lines("readelf", "-d", built)
+    needed = {m[1] for line in dynamic if (m := re.search(r"NEEDED.*\[(.*)\]", line))}
+    system = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "ld-linux-x86-64.so.2"}
+    assert needed - system == {"libtorch_cuda.so", "libtorch_cpu.so"}
+    assert not any(re.search(r"RPATH|RUNPATH", line) for line in dynamic)
+
+
+def test_undefined_symbols_are_of_the_stable_abi_and_the_system(built):
+    entries = [line.split() for line in _lines("nm", "-D", "--undefined-only", built)]
+    undefined = {entry[-1].split("@")[0] for entry in entries if entry[-2] == "U"}
+    of_torch = {s for s in undefined if re.match(r"aoti_torch_|torch_", s)}
+    system = [ctypes.CDLL(name) for name in ("libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", None)]
+    unknown = {s for s in undefined - of_torch if not any(hasattr(lib, s) for lib in system)}
+    assert unknown == set()
+    # What a CPU build of torch lacks; the rest is what _C.abi3.so needs too.
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    of_cpu = {line.split()[-1] for line in _lines("nm", "-D", "--defined-only", library)}
+    assert of_torch - of_cpu == {"aoti_torch_get_current_cuda_stream"}
+
+
+def test_the_library_says_what_it_was_built_with(built):
+    build = json.loads(built.with_name("_C_cuda.json").read_text())
+    assert build["toolkit"] == cuda.compiler()
+
+
+def test_every_op_of_the_library_is_known():
+    """`_load.CUDA_OPS` and the registrations of csrc/*/op_cuda*.cpp."""
+    sources = "".join(file.read_text() for file in cuda.ROOT.glob("csrc/*/op_cuda*.cpp"))
+    assert set(re.findall(r'm\.impl\("(\w+)"', sources)) == set(_load.CUDA_OPS)

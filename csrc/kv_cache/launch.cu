@@ -31,7 +31,7 @@ template <class T, bool kToE4m3>
 cudaError_t launch_convert(const WriteKvParams& p, bool aligned, cudaStream_t stream) {
   constexpr int kPiece = kToE4m3 ? 16 : 16 / sizeof(T);
   // Rotated or not, a piece lies in one half of the pairs or outside.
-  const bool whole = aligned && divides(kPiece, {p.head_dim, p.rope.interleaved ? p.rope.dim : p.rope.dim / 2});
+  const bool whole = aligned && divides(16, {address(p.rope.cos_sin)}) && divides(kPiece, {p.head_dim, p.rope.dim / 2});
   return whole ? launch_write(write_kv_convert_kernel<T, kToE4m3, kPiece>, p, p.head_dim / kPiece, stream)
                : launch_write(write_kv_convert_kernel<T, kToE4m3, 1>, p, p.head_dim, stream);
 }

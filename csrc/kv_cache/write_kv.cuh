@@ -46,43 +46,57 @@ __device__ __forceinline__ void load_floats(const T* from, float (&x)[N]) {
   }
 }
 
-template <class T>
-__device__ __forceinline__ float rope_factor(const Rope& rope, int64_t at) {
-  return rope.dtype == Dtype::kFloat32 ? static_cast<const float*>(rope.cos_sin)[at]
-                                       : to_float(static_cast<const T*>(rope.cos_sin)[at]);
+template <class T, int N>
+__device__ __forceinline__ void load_factors(const Rope& rope, int64_t at, float (&factors)[N]) {
+  if (rope.dtype == Dtype::kFloat32) {
+    load_floats<float, N>(static_cast<const float*>(rope.cos_sin) + at, factors);
+  } else {
+    load_floats<T, N>(static_cast<const T*>(rope.cos_sin) + at, factors);
+  }
 }
 
 // Rotates x = head[d .. d + N) by the token's angles. Sums and products are rounded one by one, as on
-// every backend. A pair's elements may lie with two threads: each reads both.
+// every backend. A piece lies in one half of the rotated elements, and begins at a whole pair if it has
+// more than one element. A pair's elements may lie with two threads: each reads both.
 template <class T, int N>
 __device__ __forceinline__ void rotate(const Rope& rope, int64_t token, const T* head, int d, float (&x)[N]) {
   if (d >= rope.dim) return;
   const int half = static_cast<int>(rope.dim / 2);
-  const int64_t cosines = rope.positions[token] * rope.dim;
-  float other[N];
-  if (!rope.interleaved) {
-    load_floats<T, N>(head + (d < half ? d + half : d - half), other);
-  } else if constexpr (N == 1) {
-    load_floats<T, N>(head + (d ^ 1), other);
+  const int64_t angles = rope.positions[token] * rope.dim;
+  if (rope.interleaved) {
+    constexpr int kPairs = (N + 1) / 2;
+    float other[N], cosines[kPairs], sines[kPairs];
+    if constexpr (N == 1) {
+      load_floats<T, N>(head + (d ^ 1), other);
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; ++i) other[i] = x[i ^ 1];
+    }
+    load_factors<T, kPairs>(rope, angles + d / 2, cosines);
+    load_factors<T, kPairs>(rope, angles + half + d / 2, sines);
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      const float mine = x[i] * cosines[i / 2], theirs = other[i] * sines[i / 2];
+      x[i] = (d + i) % 2 == 0 ? mine - theirs : mine + theirs;
+    }
   } else {
+    const bool first = d < half;
+    const int pair = first ? d : d - half;
+    float other[N], cosines[N], sines[N];
+    load_floats<T, N>(head + (first ? d + half : pair), other);
+    load_factors<T, N>(rope, angles + pair, cosines);
+    load_factors<T, N>(rope, angles + half + pair, sines);
 #pragma unroll
-    for (int i = 0; i < N; ++i) other[i] = x[i ^ 1];
-  }
-  // A piece lies in one half, and begins at a whole pair if there is more than one element to it.
-  const int begin = rope.interleaved ? d / 2 : d < half ? d : d - half;
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const int64_t pair = cosines + begin + (rope.interleaved ? i / 2 : i);
-    const bool first = rope.interleaved ? (d + i) % 2 == 0 : d < half;
-    const float mine = x[i] * rope_factor<T>(rope, pair);
-    const float theirs = other[i] * rope_factor<T>(rope, pair + half);
-    x[i] = first ? mine - theirs : mine + theirs;
+    for (int i = 0; i < N; ++i) {
+      const float mine = x[i] * cosines[i], theirs = other[i] * sines[i];
+      x[i] = first ? mine - theirs : mine + theirs;
+    }
   }
 }
 
 // By way of fp32. T: dtype of the new tokens; kToE4m3: of the caches; N: elements to a thread.
 template <class T, bool kToE4m3, int N>
-__global__ void __launch_bounds__(kWriteThreads) write_kv_convert_kernel(const __grid_constant__ WriteKvParams p) {
+__global__ void __launch_bounds__(kWriteThreads, 4) write_kv_convert_kernel(const __grid_constant__ WriteKvParams p) {
   const int64_t token = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (token >= p.num_tokens) return;
   const int64_t slot = p.slots[token];

@@ -1,10 +1,12 @@
-"""What the compiler makes of every Triton kernel, on every architecture, without a GPU.
+"""What the compilers make of every kernel, on every architecture, without a GPU.
 
-    python -m tests.ledger.ledger            # compiles everything and writes ledger.json
-    python -m tests.ledger.ledger --check N  # compiles every N-th entry and compares
+    python -m tests.ledger.ledger            # compiles everything, writes triton.json and cuda.json
+    python -m tests.ledger.ledger --only cuda
+    python -m tests.ledger.ledger --only triton --check N  # compiles every N-th entry and compares
 
-The launch code itself runs, on small CPU tensors; only the launch is replaced: its arguments are
-kept, and compiled for a GPU as Triton would specialise them there.
+CUDA kernels: see cuda.py. Of Triton kernels the launch code itself runs, on small CPU tensors; only
+the launch is replaced: its arguments are kept, and compiled for a GPU as Triton would specialise
+them there.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ from ttc_kernels.triton.sample_tokens import sample_tokens
 from ttc_kernels.triton.score_steps import score_round, score_steps
 from ttc_kernels.triton.step_paths import aggregate_steps, select_topk
 
-LEDGER = Path(__file__).with_name("ledger.json")
+from . import cuda
+
+LEDGER = Path(__file__).with_name("triton.json")
 ARCHITECTURES = (80, 90, 100)
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -186,8 +190,20 @@ def _resources(cubin: bytes) -> dict[str, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", choices=["triton", "cuda"])
     parser.add_argument("--check", type=int, default=0, metavar="N")
-    step = parser.parse_args().check
+    args = parser.parse_args()
+    failed = 0
+    if args.only != "cuda":
+        failed |= check_triton(args.check)
+    if args.only != "triton":
+        failed |= check_cuda(write=not args.check)
+    return failed
+
+
+def check_triton(step: int) -> int:
+    """Compiles every entry and writes the ledger, or every `step`-th and compares."""
     names = {key(name, architecture) for name, architecture, *_ in entries()}
     indices = range(0, len(names), step or 1)
     spawn = multiprocessing.get_context("spawn")  # a forked copy of torch's threads would hang
@@ -216,6 +232,21 @@ def main() -> int:
         print(f"not compared: the ledger is of triton {ledger['triton']}")
     print(f"compiled {len(measured)}, {len(spilled)} spill, {len(changed)} changed")
     return 1 if spilled or changed or missing else 0
+
+
+def check_cuda(write: bool) -> int:
+    """Compiles what has changed, and writes or compares the ledger."""
+    if missing := cuda.missing_tools():
+        print(f"CUDA kernels are not compiled: {missing}")
+        return 0
+    cuda.build()
+    measured = cuda.kernels()
+    if write:
+        cuda.write_ledger(measured)
+        print(f"wrote {len(measured)} entries to {cuda.LEDGER}")
+    faults = cuda.faults(measured)
+    print("\n".join(faults))
+    return int(bool(faults))
 
 
 if __name__ == "__main__":
