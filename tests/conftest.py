@@ -32,10 +32,10 @@ def triton_device() -> torch.device:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where there is a GPU, tests of Triton kernels are GPU tests."""
+    """Where there is a GPU, tests of Triton and CUDA kernels are GPU tests."""
     if torch.cuda.is_available():
         for item in items:
-            if "triton_device" in getattr(item, "fixturenames", ()):
+            if {"triton_device", "cuda_kernels"} & set(getattr(item, "fixturenames", ())):
                 item.add_marker("gpu")
 
 
