@@ -97,6 +97,10 @@ def entries() -> Iterator[tuple[str, int, int, Callable[[], list]]]:
                 moves[f"write_kv k={q_dtype} kv={kv_dtype} d={head_dim}"] = partial(
                     _write, head_dim, q_dtype, kv_dtype
                 )
+                if head_dim == 128:
+                    moves[f"write_kv rotated k={q_dtype} kv={kv_dtype} d=128"] = partial(
+                        _write, head_dim, q_dtype, kv_dtype, rotated=True
+                    )
     for name, run in {**moves, **_small_ops()}.items():
         for which in range(len(launches(run))):
             for architecture in ARCHITECTURES:
@@ -144,10 +148,11 @@ def _small_ops() -> dict[str, Callable[[], Any]]:
     return runs
 
 
-def _write(head_dim: int, q_dtype: str, kv_dtype: str) -> None:
+def _write(head_dim: int, q_dtype: str, kv_dtype: str, rotated: bool = False) -> None:
     k = torch.zeros(2, 1, head_dim, dtype=getattr(torch, q_dtype))
     cache = torch.zeros(2, 16, 1, head_dim, dtype=getattr(torch, kv_dtype))
-    kv_cache.write_kv(k, k, cache, cache, torch.zeros(2, dtype=torch.int32))
+    rope = (torch.zeros(2, dtype=torch.int64), torch.zeros(4, head_dim)) if rotated else ()
+    kv_cache.write_kv(k, k, cache, cache, torch.zeros(2, dtype=torch.int32), 1.0, 1.0, *rope)
 
 
 def key(name: str, architecture: int) -> str:
