@@ -28,10 +28,26 @@ STABLE_TORCH_LIBRARY(ttc_kernels, m) {
       "score_round(Tensor hidden, Tensor rows, str kind, Tensor[] weights, Tensor? norm_weight, "
       "float norm_eps, Tensor parent, Tensor? carry_stats, Tensor? carry_state, "
       "Tensor group_indptr, int k, int by) -> (Tensor, Tensor, Tensor, Tensor)");
+      "row_descriptor(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, "
+      "Tensor? bitmask=None) -> Tensor");
   m.def(
-      "row_descriptor(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p) "
-      "-> Tensor");
-  m.def("sample_tokens(Tensor logits, Tensor desc, Tensor seeds, Tensor positions) -> Tensor");
+      "sample_tokens(Tensor logits, Tensor desc, Tensor seeds, Tensor positions, "
+      "Tensor? bitmask=None) -> Tensor");
+  m.def(
+      "sample_children(Tensor logits, Tensor desc, int k, str mode, bool target_noise, Tensor seeds, "
+      "Tensor positions, Tensor streams, Tensor? bitmask=None) -> (Tensor, Tensor, Tensor)");
+  // The rules of verification share one op: they differ in the walk alone. `op` is the caller's name
+  // for messages; desc is written where temperature is given.
+  m.def(
+      "verify(str op, str rule, Tensor logits, Tensor(a!) desc, Tensor? temperature, Tensor? top_k, "
+      "Tensor? top_p, Tensor? min_p, Tensor? bitmask, Tensor tokens, Tensor? parent, "
+      "Tensor cu_nodes, Tensor seeds, Tensor positions, Tensor? coins, Tensor? draft_logits, "
+      "Tensor? draft_desc, Tensor? draft_ids, Tensor? draft_logprobs, Tensor? draft_rows, "
+      "Tensor? proposals, float epsilon, float delta, Tensor(b!) num_accepted, "
+      "Tensor(c!) out_tokens, Tensor(d!) path, Tensor(e!) logprobs, Tensor(f!) status) -> ()");
+  m.def(
+      "token_logprobs(Tensor logits, Tensor desc, Tensor rows, Tensor tokens, bool raw, "
+      "Tensor? bitmask=None) -> (Tensor, Tensor)");
 }
 
 // An empty Python module: importing it loads the library, whose static initialisers register the ops.

@@ -22,8 +22,11 @@ _OPS = (
     "score_round",
     "row_descriptor",
     "sample_tokens",
+    "sample_children",
+    "verify",
+    "token_logprobs",
 )
-_NOT_IN_TRITON = ("merge_states",)
+_NOT_IN_TRITON = ("merge_states", "sample_children", "verify", "token_logprobs")
 
 
 def backends() -> dict[str, dict[str, str]]:

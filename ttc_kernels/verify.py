@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,14 @@ import torch
 from . import _load  # noqa: F401  (registers the ops)
 from ._check import require_dtype
 
-__all__ = ["DESCRIPTOR_COLUMNS", "row_descriptor", "sample_tokens"]
+__all__ = [
+    "DESCRIPTOR_COLUMNS",
+    "RowFilters",
+    "row_descriptor",
+    "sample_children",
+    "sample_tokens",
+    "token_logprobs",
+]
 
 DESCRIPTOR_COLUMNS = (
     "temperature",
@@ -21,10 +29,34 @@ DESCRIPTOR_COLUMNS = (
     "max",
     "num_kept",
     "log_z_all",
+    "z",
 )
 """The columns of a row descriptor; `row_descriptor` says what they mean."""
 
 _PerRow = float | int | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class RowFilters:
+    """The parameters of `row_descriptor`, for ops that describe only the rows that they come to.
+
+    >>> RowFilters(0.7, top_p=0.95).top_k is None
+    True
+    """
+
+    temperature: _PerRow
+    top_k: _PerRow | None = None
+    top_p: _PerRow | None = None
+    min_p: _PerRow | None = None
+
+    def columns(self, op: str, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """One dense tensor for each parameter, a value for every row of the logits."""
+        return (
+            _per_row(op, "temperature", self.temperature, torch.float32, logits),
+            _per_row(op, "top_k", 0 if self.top_k is None else self.top_k, torch.int32, logits),
+            _per_row(op, "top_p", 1.0 if self.top_p is None else self.top_p, torch.float32, logits),
+            _per_row(op, "min_p", 0.0 if self.min_p is None else self.min_p, torch.float32, logits),
+        )
 
 
 def row_descriptor(
@@ -33,6 +65,7 @@ def row_descriptor(
     top_k: _PerRow | None = None,
     top_p: _PerRow | None = None,
     min_p: _PerRow | None = None,
+    bitmask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Temperature and filters of every row, boiled down to a few floats.
 
@@ -47,13 +80,16 @@ def row_descriptor(
         top_k: one number or ``[N]``, ``>= 0``; 0 or None is off.
         top_p: one number or ``[N]`` in ``(0, 1]``; 1 or None is off.
         min_p: one number or ``[N]`` in ``[0, 1]``; 0 or None is off.
+        bitmask: int32 ``[N, ceil(V / 32)]``: token ``i`` is allowed if bit ``i % 32`` of word
+            ``i // 32`` is set, as xgrammar packs it; others count as -inf. The ops that use the
+            descriptor take the same bitmask.
 
     Returns:
-        float32 ``[N, 8]``, columns as `DESCRIPTOR_COLUMNS`: token ``i`` with logit ``l`` is kept if
+        float32 ``[N, 9]``, columns as `DESCRIPTOR_COLUMNS`: token ``i`` with logit ``l`` is kept if
         ``l > pivot``, or ``l == pivot`` and ``i < tie_end``; its probability is then
-        ``exp((l - max) / temperature - log_z)``. ``num_kept`` counts the kept tokens, ``log_z_all``
-        is ``log_z`` without filters. A row with a NaN, a +inf, or nothing above -inf has no
-        distribution: its ``argmax`` is -1 and nothing is kept.
+        ``exp((l - max) / temperature) / z``. ``num_kept`` counts the kept tokens, ``log_z`` is the
+        log of ``z``, ``log_z_all`` that without filters. A row with a NaN, a +inf, or nothing above
+        -inf has no distribution: its ``argmax`` is -1 and nothing is kept.
 
     Raises:
         TypeError: for a wrong dtype. ValueError: for a wrong shape, device or parameter; parameters
@@ -65,17 +101,16 @@ def row_descriptor(
     """
     op = "row_descriptor"
     _check_logits(op, logits)
-    columns = (
-        _per_row(op, "temperature", temperature, torch.float32, logits),
-        _per_row(op, "top_k", 0 if top_k is None else top_k, torch.int32, logits),
-        _per_row(op, "top_p", 1.0 if top_p is None else top_p, torch.float32, logits),
-        _per_row(op, "min_p", 0.0 if min_p is None else min_p, torch.float32, logits),
-    )
-    return torch.ops.ttc_kernels.row_descriptor(logits, *columns)
+    columns = RowFilters(temperature, top_k, top_p, min_p).columns(op, logits)
+    return torch.ops.ttc_kernels.row_descriptor(logits, *columns, bitmask)
 
 
 def sample_tokens(
-    logits: torch.Tensor, desc: torch.Tensor, seeds: _PerRow, positions: _PerRow
+    logits: torch.Tensor,
+    desc: torch.Tensor,
+    seeds: _PerRow,
+    positions: _PerRow,
+    bitmask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draws one token per row: the kept token with the largest ``(l - max) / temperature + noise``.
 
@@ -85,10 +120,11 @@ def sample_tokens(
 
     Args:
         logits: ``[N, V]``, the logits that ``desc`` was made from.
-        desc: float32 ``[N, 8]`` from `row_descriptor`.
+        desc: float32 ``[N, 9]`` from `row_descriptor`.
         seeds: one number or int64 ``[N]``, the seed of each row's request.
         positions: one number or int64 ``[N]`` in ``[0, 2**56)``: the absolute position of the token
             to be drawn. No two draws of a request may share one.
+        bitmask: the one that ``desc`` was made with.
 
     Returns:
         int32 ``[N]``; -1 for a row without a distribution.
@@ -109,7 +145,108 @@ def sample_tokens(
         desc,
         _per_row(op, "seeds", seeds, torch.int64, logits),
         _per_row(op, "positions", positions, torch.int64, logits),
+        bitmask,
     )
+
+
+def sample_children(
+    logits: torch.Tensor,
+    desc: torch.Tensor,
+    k: int,
+    mode: str = "topk",
+    *,
+    seeds: _PerRow = 0,
+    positions: _PerRow = 0,
+    streams: _PerRow = 0,
+    noise: str = "draft",
+    bitmask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Chooses or draws the children of draft nodes, in the order in which they are to be verified.
+
+    The distribution of ``desc`` is the one drawn from, so it is the one to give to `verify_tree`.
+
+    Args:
+        logits: ``[N, V]`` of the draft model. desc: float32 ``[N, 9]`` of them.
+        k: children of each row, at most 256.
+        mode: ``topk``, the likeliest, the lower index on a tie (to be verified as one-hot);
+            ``iid``, independent draws, which may repeat; ``without_replacement``, the k largest of
+            log-probability + Gumbel noise, in that order, which is the order of drawing (Kool et
+            al., 1903.06059).
+        seeds, positions: as for `sample_tokens`; a position should be the first of the pass, so
+            that no draw that a rejection told about is made again.
+        streams: one number or int32 ``[N]`` in ``[0, 2**24)``, different for rows of one request
+            and position.
+        noise: ``draft``, or with ``without_replacement`` also ``target``: the noise that
+            `sample_tokens` uses at that position. Such children are guesses at the target's own
+            draw, for `verify_sampled` alone; every other rule would be biased.
+        bitmask: the one that ``desc`` was made with.
+
+    Returns:
+        tokens int32 ``[N, k]``, -1 where a row keeps no more tokens; logprobs float32 ``[N, k]``,
+        each token's own log-probability, -inf for none; scores float32 ``[N, k]``, what the order
+        is by.
+
+    Raises:
+        TypeError: for a wrong dtype. ValueError: for a wrong shape, device or value.
+
+    >>> logits = torch.tensor([[1.0, 3.0, 2.0]])
+    >>> sample_children(logits, row_descriptor(logits, 1.0), 2)[0].tolist()
+    [[1, 2]]
+    """
+    op = "sample_children"
+    _check_logits(op, logits)
+    require_dtype(op, "desc", desc, (torch.float32,))
+    if noise not in ("draft", "target") or (noise == "target" and mode != "without_replacement"):
+        raise ValueError(
+            f"{op}: noise must be 'draft', or 'target' with mode 'without_replacement', got "
+            f"{noise!r} with {mode!r}"
+        )
+    return torch.ops.ttc_kernels.sample_children(
+        logits, desc, k, mode, noise == "target",
+        _per_row(op, "seeds", seeds, torch.int64, logits),
+        _per_row(op, "positions", positions, torch.int64, logits),
+        _per_row(op, "streams", streams, torch.int32, logits),
+        bitmask,
+    )  # fmt: skip
+
+
+def token_logprobs(
+    logits: torch.Tensor,
+    desc: torch.Tensor,
+    rows: torch.Tensor,
+    tokens: torch.Tensor,
+    *,
+    raw: bool = True,
+    bitmask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of tokens: in the filtered distribution, and in the logits as they are.
+
+    Args:
+        logits: ``[N, V]``. desc: float32 ``[N, 9]`` of them.
+        rows: int32 ``[M]``, the row of each token, -1 for none.
+        tokens: int32 ``[M]``.
+        raw: whether the second is wanted; it reads each row once.
+        bitmask: the one that ``desc`` was made with; raw log-probabilities leave it aside.
+
+    Returns:
+        ``(processed, raw)``, float32 ``[M]`` each, the latter empty if not wanted; -inf for a token
+        that the filters drop, 0 where there is no row.
+
+    Raises:
+        TypeError: for a wrong dtype. ValueError: for a wrong shape or value.
+
+    >>> logits = torch.zeros(1, 4)
+    >>> one = torch.tensor([0]).int()
+    >>> processed, raw = token_logprobs(logits, row_descriptor(logits, 1.0, top_k=2), one, one)
+    >>> round(processed.exp().item(), 6), round(raw.exp().item(), 6)
+    (0.5, 0.25)
+    """
+    op = "token_logprobs"
+    _check_logits(op, logits)
+    require_dtype(op, "desc", desc, (torch.float32,))
+    require_dtype(op, "rows", rows, (torch.int32,))
+    require_dtype(op, "tokens", tokens, (torch.int32,))
+    return torch.ops.ttc_kernels.token_logprobs(logits, desc, rows, tokens, raw, bitmask)
 
 
 def _check_logits(op: str, logits: torch.Tensor) -> None:
@@ -158,37 +295,54 @@ def _per_row(
 
 
 @torch.library.register_fake("ttc_kernels::row_descriptor")
-def _row_descriptor_fake(logits, temperature, top_k, top_p, min_p):
+def _row_descriptor_fake(logits, temperature, top_k, top_p, min_p, bitmask=None):
     return logits.new_empty((logits.shape[0], len(DESCRIPTOR_COLUMNS)), dtype=torch.float32)
 
 
 @torch.library.register_fake("ttc_kernels::sample_tokens")
-def _sample_tokens_fake(logits, desc, seeds, positions):
+def _sample_tokens_fake(logits, desc, seeds, positions, bitmask=None):
     return logits.new_empty((logits.shape[0],), dtype=torch.int32)
 
 
+@torch.library.register_fake("ttc_kernels::sample_children")
+def _sample_children_fake(
+    logits, desc, k, mode, target_noise, seeds, positions, streams, bitmask=None
+):
+    shape = (logits.shape[0], k)
+    tokens = logits.new_empty(shape, dtype=torch.int32)
+    return tokens, *(logits.new_empty(shape, dtype=torch.float32) for _ in range(2))
+
+
+@torch.library.register_fake("ttc_kernels::token_logprobs")
+def _token_logprobs_fake(logits, desc, rows, tokens, raw, bitmask=None):
+    sizes = (rows.shape[0], rows.shape[0] if raw else 0)
+    return tuple(logits.new_empty((size,), dtype=torch.float32) for size in sizes)
+
+
 @torch.library.impl("ttc_kernels::row_descriptor", "CUDA")
-def _row_descriptor_cuda(logits, temperature, top_k, top_p, min_p):
+def _row_descriptor_cuda(logits, temperature, top_k, top_p, min_p, bitmask=None):
     columns = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     dtypes = (torch.float32, torch.int32, torch.float32, torch.float32)
     _check_device_arguments("row_descriptor", logits, columns, dtypes)
     from .triton.row_descriptor import row_descriptor
 
-    return row_descriptor(logits, temperature, top_k, top_p, min_p)
+    _check_bitmask("row_descriptor", logits, bitmask)
+    return row_descriptor(logits, temperature, top_k, top_p, min_p, bitmask)
 
 
 @torch.library.impl("ttc_kernels::sample_tokens", "CUDA")
-def _sample_tokens_cuda(logits, desc, seeds, positions):
+def _sample_tokens_cuda(logits, desc, seeds, positions, bitmask=None):
     op, n = "sample_tokens", logits.shape[0]
     columns = {"seeds": seeds, "positions": positions}
     _check_device_arguments(op, logits, columns, (torch.int64, torch.int64))
     if desc.shape != (n, len(DESCRIPTOR_COLUMNS)) or not desc.is_contiguous():
-        raise ValueError(f"{op}: desc must be a contiguous [{n}, 8], got {list(desc.shape)}")
+        raise ValueError(f"{op}: desc must be a contiguous [{n}, 9], got {list(desc.shape)}")
     if desc.device != logits.device:
         raise ValueError(f"{op}: desc must be on {logits.device}, got {desc.device}")
+    _check_bitmask(op, logits, bitmask)
     from .triton.sample_tokens import sample_tokens
 
-    return sample_tokens(logits, desc, seeds, positions)
+    return sample_tokens(logits, desc, seeds, positions, bitmask)
 
 
 def _check_device_arguments(op: str, logits: torch.Tensor, columns: dict, dtypes: tuple) -> None:
@@ -207,3 +361,15 @@ def _check_device_arguments(op: str, logits: torch.Tensor, columns: dict, dtypes
                 f"{op}: {name} must be a contiguous [{n}] on {logits.device}, "
                 f"got {list(column.shape)} on {column.device}"
             )
+
+
+def _check_bitmask(op: str, logits: torch.Tensor, bitmask: torch.Tensor | None) -> None:
+    if bitmask is None:
+        return
+    require_dtype(op, "bitmask", bitmask, (torch.int32,))
+    shape = (logits.shape[0], -(-logits.shape[1] // 32))
+    if bitmask.shape != shape or not bitmask.is_contiguous() or bitmask.device != logits.device:
+        raise ValueError(
+            f"{op}: bitmask must be a contiguous {list(shape)} on {logits.device}, got "
+            f"{list(bitmask.shape)} on {bitmask.device}"
+        )

@@ -4,6 +4,7 @@
 #pragma GCC optimize("no-trapping-math", "no-math-errno")
 // GCC 12 warns inside its own AVX-512 header.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #include <algorithm>
@@ -11,20 +12,12 @@
 #include <limits>
 #include <vector>
 
-#include "verify/row_kernels.h"
+#include "verify/cpu_rows.h"
 #include "verify/verify.h"
 
 namespace ttc {
 
 namespace {
-
-struct RowKernels {
-  RowMax (*find_max)(const float*, int64_t);
-  void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
-  void (*assign_bins)(const float*, int64_t, float, float, int32_t, int32_t*);
-  KeptSums (*sum_kept)(const float*, int64_t, float, float, float, int32_t);
-  int64_t (*race_row)(const SampleArgs&, const float*, int64_t, int64_t);
-};
 
 #define TTC_ROW_KERNELS(SUFFIX, TARGET, PHILOX_BLOCK)                                            \
   TARGET RowMax find_max_##SUFFIX(const float* row, int64_t n) { return find_max(row, n); }      \
@@ -40,13 +33,28 @@ struct RowKernels {
                                     float pivot, int32_t tie_end) {                              \
     return sum_kept(row, n, max, inv, pivot, tie_end);                                           \
   }                                                                                              \
-  TARGET int64_t race_row_##SUFFIX(const SampleArgs& args, const float* row, int64_t n,          \
-                                   int64_t argmax) {                                             \
-    return race_row<PHILOX_BLOCK>(args, row, n, argmax);                                         \
+  TARGET Winner race_row_##SUFFIX(const Race& race, const float* row, int64_t n) {               \
+    return race_row<PHILOX_BLOCK>(race, row, n);                                                 \
   }                                                                                              \
-  constexpr RowKernels k##SUFFIX##Kernels = {find_max_##SUFFIX, fixed_weights_##SUFFIX,          \
-                                             assign_bins_##SUFFIX, sum_kept_##SUFFIX,            \
-                                             race_row_##SUFFIX};
+  TARGET int64_t top_scores_##SUFFIX(const Race& race, const float* row, int64_t n, int64_t k,   \
+                                     Winner* best) {                                             \
+    return top_scores<PHILOX_BLOCK, false>(race, row, n, k, best);                               \
+  }                                                                                              \
+  TARGET int64_t noisy_scores_##SUFFIX(const Race& race, const float* row, int64_t n, int64_t k, \
+                                       Winner* best) {                                           \
+    return top_scores<PHILOX_BLOCK, true>(race, row, n, k, best);                                \
+  }                                                                                              \
+  TARGET int64_t residual_mass_##SUFFIX(const RowDist& p, const float* row, const RowDist& q,    \
+                                        const float* draft, int64_t n, float c) {                \
+    return residual_mass(p, row, q, draft, n, c);                                                \
+  }                                                                                              \
+  TARGET int64_t entropy_mass_##SUFFIX(const RowDist& d, const float* row, int64_t n) {          \
+    return entropy_mass(d, row, n);                                                              \
+  }                                                                                              \
+  constexpr RowKernels k##SUFFIX##Kernels = {                                                    \
+      find_max_##SUFFIX,    fixed_weights_##SUFFIX, assign_bins_##SUFFIX,                        \
+      sum_kept_##SUFFIX,    race_row_##SUFFIX,      top_scores_##SUFFIX,                         \
+      noisy_scores_##SUFFIX, residual_mass_##SUFFIX, entropy_mass_##SUFFIX};
 
 void philox_block_portable(const PhiloxStream& stream, int64_t first, uint32_t* random) {
   philox_block(stream, first, random);
@@ -61,6 +69,8 @@ TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, philox_block_avx2)
 TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, philox_block_avx512)
 #endif
 
+}  // namespace
+
 const RowKernels& row_kernels() {
 #if TTC_X86
   if (cpu_isa() == Isa::kAvx512) return kAvx512Kernels;
@@ -69,14 +79,23 @@ const RowKernels& row_kernels() {
   return kPortableKernels;
 }
 
-// The row as fp32: itself, or widened into `buffer`.
 const float* fp32_row(const LogitRows& logits, int64_t r, std::vector<float>& buffer) {
   const char* row = logits.data + r * logits.stride;
-  if (logits.dtype == Dtype::kFloat32) return reinterpret_cast<const float*>(row);
+  const bool masked = logits.bitmask != nullptr;
+  if (logits.dtype == Dtype::kFloat32 && !masked) return reinterpret_cast<const float*>(row);
   buffer.resize(logits.vocab_size);
   widen(logits.dtype, row, logits.vocab_size, buffer.data());
+  if (masked) {
+    const int32_t* words = logits.bitmask + r * logits.mask_words;
+    for (int64_t i = 0; i < logits.vocab_size; ++i) {
+      const bool allowed = (static_cast<uint32_t>(words[i / 32]) >> (i % 32) & 1) != 0;
+      buffer[i] = allowed ? buffer[i] : -std::numeric_limits<float>::infinity();
+    }
+  }
   return buffer.data();
 }
+
+namespace {
 
 // Where the tokens kept by a filter end, in order of falling logit, ties to the lower index.
 struct Cut {
@@ -199,8 +218,11 @@ Cut narrower(const Cut& a, const Cut& b) {
   return a.tie_end < b.tie_end ? a : b;
 }
 
-void describe_row(const RowDescriptorParams& p, int64_t r, const float* row, float* desc) {
-  const int64_t n = p.logits.vocab_size;
+}  // namespace
+
+void describe_row(const LogitRows& logits, const RowFilters& p, int64_t r, const float* row,
+                  float* desc) {
+  const int64_t n = logits.vocab_size;
   const RowKernels& kernels = row_kernels();
   const float temperature = p.temperature[r];
   const RowMax top = kernels.find_max(row, n);
@@ -211,12 +233,13 @@ void describe_row(const RowDescriptorParams& p, int64_t r, const float* row, flo
   if (top.argmax < 0) {
     desc[kPivot] = std::numeric_limits<float>::infinity();
     desc[kLogZ] = desc[kLogZAll] = desc[kMax] = std::numeric_limits<float>::quiet_NaN();
+    desc[kZ] = 0.0f;
     return;
   }
   if (temperature == 0.0f) {
     desc[kPivot] = top.max;
     desc[kTieEnd] = static_cast<float>(top.argmax + 1);
-    desc[kNumKept] = 1.0f;
+    desc[kNumKept] = desc[kZ] = 1.0f;
     return;
   }
   const float inv = 1.0f / temperature;
@@ -238,34 +261,18 @@ void describe_row(const RowDescriptorParams& p, int64_t r, const float* row, flo
   const KeptSums sums = kernels.sum_kept(row, n, top.max, inv, cut.pivot, cut.tie_end);
   desc[kPivot] = cut.pivot;
   desc[kTieEnd] = static_cast<float>(std::min<int64_t>(cut.tie_end, n));
-  desc[kLogZ] = static_cast<float>(std::log(static_cast<double>(sums.mass) / kFixedOne));
+  desc[kZ] = static_cast<float>(sums.mass) * 0x1p-40f;
+  desc[kLogZ] = log_fp32(desc[kZ]);
   desc[kNumKept] = static_cast<float>(sums.count);
-  desc[kLogZAll] = static_cast<float>(std::log(static_cast<double>(sums.mass_all) / kFixedOne));
+  desc[kLogZAll] = log_fp32(static_cast<float>(sums.mass_all) * 0x1p-40f);
 }
-
-int32_t sample_row(const SampleTokensParams& p, int64_t r, std::vector<float>& buffer) {
-  const float* desc = p.descriptors + r * kDescriptorColumns;
-  const auto argmax = static_cast<int32_t>(desc[kArgmax]);
-  if (argmax < 0 || desc[kTemperature] == 0.0f) return argmax;
-  SampleArgs args;
-  args.stream =
-      philox_stream(static_cast<uint64_t>(p.seeds[r]), static_cast<uint64_t>(p.positions[r]),
-                    RandomDomain::kTarget, 0);
-  args.max = desc[kMax];
-  args.inv_temperature = 1.0f / desc[kTemperature];
-  args.pivot = desc[kPivot];
-  args.tie_end = static_cast<int32_t>(desc[kTieEnd]);
-  const float* row = fp32_row(p.logits, r, buffer);
-  return static_cast<int32_t>(row_kernels().race_row(args, row, p.logits.vocab_size, argmax));
-}
-
-}  // namespace
 
 void row_descriptor(const RowDescriptorParams& p, ParallelFor parallel_for) {
   parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> buffer;
     for (int64_t r = begin; r < end; ++r) {
-      describe_row(p, r, fp32_row(p.logits, r, buffer), p.descriptors + r * kDescriptorColumns);
+      describe_row(p.logits, p.filters, r, fp32_row(p.logits, r, buffer),
+                   p.descriptors + r * kDescriptorColumns);
     }
   });
 }
@@ -273,7 +280,18 @@ void row_descriptor(const RowDescriptorParams& p, ParallelFor parallel_for) {
 void sample_tokens(const SampleTokensParams& p, ParallelFor parallel_for) {
   parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> buffer;
-    for (int64_t r = begin; r < end; ++r) p.tokens[r] = sample_row(p, r, buffer);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* desc = p.descriptors + r * kDescriptorColumns;
+      p.tokens[r] = static_cast<int32_t>(desc[kArgmax]);
+      if (p.tokens[r] < 0 || desc[kTemperature] == 0.0f) continue;
+      Race race;
+      race.target = row_dist(desc);
+      race.stream = philox_stream(static_cast<uint64_t>(p.seeds[r]),
+                                  static_cast<uint64_t>(p.positions[r]), RandomDomain::kTarget, 0);
+      const float* row = fp32_row(p.logits, r, buffer);
+      p.tokens[r] =
+          static_cast<int32_t>(row_kernels().race_row(race, row, p.logits.vocab_size).index);
+    }
   });
 }
 

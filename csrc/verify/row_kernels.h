@@ -94,17 +94,75 @@ TTC_ALWAYS_INLINE KeptSums sum_kept(const float* row, int64_t n, float max, floa
   return {count, mass, mass_all};
 }
 
-struct SampleArgs {
-  PhiloxStream stream;
+// A row's filtered distribution, from its descriptor.
+struct RowDist {
   float max;
-  float inv_temperature;
+  float inv_temperature;  // 0 for a greedy row, of which only the argmax is kept
   float pivot;
   int32_t tie_end;
+  float inv_z;
+  float log_z;
+  int32_t argmax;  // -1: there is no distribution
 };
+
+TTC_HOST_DEVICE bool is_kept(const RowDist& d, float logit, int64_t index) {
+  return (logit > d.pivot) | ((logit == d.pivot) & (static_cast<int32_t>(index) < d.tie_end));
+}
+
+TTC_HOST_DEVICE float probability(const RowDist& d, float logit, int64_t index) {
+  const float w = exp_fp32((logit - d.max) * d.inv_temperature) * d.inv_z;
+  return is_kept(d, logit, index) ? w : 0.0f;
+}
+
+// What a residual keeps of a token: max(p - c q, 0).
+TTC_HOST_DEVICE float remainder_of(float p, float c, float q) {
+  const float r = p - c * q;
+  return r > 0.0f ? r : 0.0f;
+}
+
+// Sum of max(p - c q, 0) over a row, in units of 2^-40.
+TTC_ALWAYS_INLINE int64_t residual_mass(const RowDist& p, const float* row, const RowDist& q,
+                                        const float* draft, int64_t n, float c) {
+  int64_t mass = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    mass += to_fixed(remainder_of(probability(p, row[i], i), c, probability(q, draft[i], i)));
+  }
+  return mass;
+}
+
+// Entropy of a row in nats, in units of 2^-40: -log p = log z - (l - max) / T.
+TTC_ALWAYS_INLINE int64_t entropy_mass(const RowDist& d, const float* row, int64_t n) {
+  int64_t mass = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const float p = probability(d, row[i], i);
+    const float surprise = d.log_z - (row[i] - d.max) * d.inv_temperature;
+    mass += to_fixed(p > 0.0f ? p * surprise : 0.0f);
+  }
+  return mass;
+}
 
 struct Winner {
   float score;
   int64_t index;
+};
+
+constexpr Winner kNoWinner = {-std::numeric_limits<float>::infinity(),
+                              std::numeric_limits<int64_t>::max()};
+
+TTC_HOST_DEVICE bool beats(const Winner& a, const Winner& b) {
+  return a.score > b.score || (a.score == b.score && a.index < b.index);
+}
+
+// A race of a row's tokens: the winner has the largest (l - max) / T + noise, plus the log of what
+// is left of its probability when c times the draft's is taken away.
+struct Race {
+  RowDist target;
+  PhiloxStream stream;
+  const float* draft = nullptr;  // the draft's logits, or none
+  RowDist draft_dist = {};
+  float c = 0;
+  const int32_t* excluded = nullptr;  // tokens that do not take part, in rising order
+  int64_t num_excluded = 0;
 };
 
 // The random words of 64 tokens, the first of them at index `first` (a multiple of 64).
@@ -162,12 +220,42 @@ TTC_TARGET_AVX512 inline void philox_block_avx512(const PhiloxStream& stream, in
 }
 #endif
 
-// Races 64 tokens, the first of them at index `first` (a multiple of 64), against the best so far.
-template <PhiloxBlock kPhiloxBlock>
-TTC_ALWAYS_INLINE void race_block(const SampleArgs& a, const float* logits, int64_t first,
-                                  Winner* best) {
-  // Blocks in which no token is kept, or none could win with the largest noise there is, are left
-  // out; rounding is monotonic, so the bound holds for the rounded scores as well.
+// The scores of 64 tokens, the first of them at index `first` (a multiple of 64); -inf for those that
+// are not kept. Returns the largest. `draft` is null if nothing is taken away.
+template <PhiloxBlock kPhiloxBlock, bool kNoise, bool kResidual>
+TTC_ALWAYS_INLINE float score_block(const Race& a, const float* logits, const float* draft,
+                                    int64_t first, float* scores) {
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  const RowDist& d = a.target;
+  uint32_t random[kRowBlock];
+  if constexpr (kNoise) kPhiloxBlock(a.stream, first, random);
+  float lane_best[kRowLanes];
+  for (float& value : lane_best) value = kLowest;
+  for (int64_t b = 0; b < kRowBlock; b += kRowLanes) {
+    for (int64_t j = 0; j < kRowLanes; ++j) {
+      const float l = logits[b + j];
+      const int64_t index = first + b + j;
+      bool kept = is_kept(d, l, index);
+      float score = (l - d.max) * d.inv_temperature;
+      if constexpr (kResidual) {
+        const float p = probability(d, l, index);
+        const float r = remainder_of(p, a.c, probability(a.draft_dist, draft[b + j], index));
+        kept &= r > 0.0f;
+        score = score + log_fp32(kept ? r / p : 1.0f);
+      }
+      if constexpr (kNoise) score = score + gumbel(random[b + j]);
+      scores[b + j] = kept ? score : kLowest;
+      lane_best[j] = scores[b + j] > lane_best[j] ? scores[b + j] : lane_best[j];
+    }
+  }
+  float best = lane_best[0];
+  for (int64_t j = 1; j < kRowLanes; ++j) best = lane_best[j] > best ? lane_best[j] : best;
+  return best;
+}
+
+// Whether a token of the block could reach `score` with the largest noise there is. Rounding is
+// monotonic, so the bound holds for the rounded scores as well.
+TTC_ALWAYS_INLINE bool may_reach(const RowDist& d, const float* logits, float noise, float score) {
   float lanes[kRowLanes];
   for (int64_t j = 0; j < kRowLanes; ++j) {
     const float a01 = logits[j] > logits[16 + j] ? logits[j] : logits[16 + j];
@@ -176,49 +264,85 @@ TTC_ALWAYS_INLINE void race_block(const SampleArgs& a, const float* logits, int6
   }
   float top = lanes[0];
   for (int64_t j = 1; j < kRowLanes; ++j) top = lanes[j] > top ? lanes[j] : top;
-  if (top < a.pivot || (top - a.max) * a.inv_temperature + kGumbelMax < best->score) return;
-
-  uint32_t random[kRowBlock];
-  kPhiloxBlock(a.stream, first, random);
-  float scores[kRowBlock];
-  float lane_best[kRowLanes];
-  for (float& value : lane_best) value = -std::numeric_limits<float>::infinity();
-  for (int64_t b = 0; b < kRowBlock; b += kRowLanes) {
-    for (int64_t j = 0; j < kRowLanes; ++j) {
-      const float l = logits[b + j];
-      const int32_t index = static_cast<int32_t>(first + b + j);
-      const bool kept = (l > a.pivot) | ((l == a.pivot) & (index < a.tie_end));
-      const float score = (l - a.max) * a.inv_temperature + gumbel(random[b + j]);
-      scores[b + j] = kept ? score : -std::numeric_limits<float>::infinity();
-      lane_best[j] = scores[b + j] > lane_best[j] ? scores[b + j] : lane_best[j];
-    }
-  }
-  float block_best = lane_best[0];
-  for (int64_t j = 1; j < kRowLanes; ++j) {
-    block_best = lane_best[j] > block_best ? lane_best[j] : block_best;
-  }
-  if (block_best < best->score) return;
-  int64_t at = 0;
-  while (scores[at] != block_best) ++at;
-  if (block_best > best->score || first + at < best->index) *best = {block_best, first + at};
+  return top >= d.pivot && (top - d.max) * d.inv_temperature + noise >= score;
 }
 
-// The token with the largest (l - max) / T + noise, the lower index on a tie. `argmax` is kept.
-template <PhiloxBlock kPhiloxBlock>
-TTC_ALWAYS_INLINE int64_t race_row(const SampleArgs& a, const float* row, int64_t n,
-                                   int64_t argmax) {
-  const Philox4 words = philox_draw(a.stream, static_cast<uint32_t>(argmax / 4));
-  Winner best{0.0f * a.inv_temperature + gumbel(words.word[argmax % 4]), argmax};
-  int64_t i = 0;
-  for (; i + kRowBlock <= n; i += kRowBlock) race_block<kPhiloxBlock>(a, row + i, i, &best);
-  if (i < n) {
-    float tail[kRowBlock];
-    for (int64_t j = 0; j < kRowBlock; ++j) {
-      tail[j] = i + j < n ? row[i + j] : -std::numeric_limits<float>::infinity();
+// Calls body(first, logits, draft) for each 64 tokens, the last ones filled up with -inf and the
+// excluded ones at -inf.
+template <typename Body>
+TTC_ALWAYS_INLINE void for_row_blocks(const Race& a, const float* row, int64_t n,
+                                      const Body& body) {
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  float logits[kRowBlock], draft[kRowBlock];
+  int64_t at = 0;
+  for (int64_t i = 0; i < n; i += kRowBlock) {
+    const bool whole = i + kRowBlock <= n;
+    const bool patched = at < a.num_excluded && a.excluded[at] < i + kRowBlock;
+    if (whole && !patched) {
+      body(i, row + i, a.draft == nullptr ? nullptr : a.draft + i);
+      continue;
     }
-    race_block<kPhiloxBlock>(a, tail, i, &best);
+    for (int64_t j = 0; j < kRowBlock; ++j) {
+      logits[j] = i + j < n ? row[i + j] : kLowest;
+      draft[j] = a.draft != nullptr && i + j < n ? a.draft[i + j] : kLowest;
+    }
+    for (; at < a.num_excluded && a.excluded[at] < i + kRowBlock; ++at) {
+      logits[a.excluded[at] - i] = kLowest;
+    }
+    body(i, static_cast<const float*>(logits), static_cast<const float*>(draft));
   }
-  return best.index;
+}
+
+// The winner of a row, the lower index on a tie; kNoWinner if no token takes part.
+template <PhiloxBlock kPhiloxBlock, bool kResidual>
+TTC_ALWAYS_INLINE Winner race_blocks(const Race& a, const float* row, int64_t n) {
+  Winner best = kNoWinner;
+  if (!kResidual && a.num_excluded == 0) {  // the likeliest token: most blocks cannot beat it
+    const Philox4 words = philox_draw(a.stream, static_cast<uint32_t>(a.target.argmax / 4));
+    best = {gumbel(words.word[a.target.argmax % 4]), a.target.argmax};
+  }
+  for_row_blocks(a, row, n, [&](int64_t first, const float* logits,
+                               const float* draft) __attribute__((always_inline)) {
+    if (!may_reach(a.target, logits, kGumbelMax, best.score)) return;
+    float scores[kRowBlock];
+    const float top = score_block<kPhiloxBlock, true, kResidual>(a, logits, draft, first, scores);
+    if (top == -std::numeric_limits<float>::infinity() || top < best.score) return;
+    int64_t at = 0;
+    while (scores[at] != top) ++at;
+    const Winner found = {top, first + at};
+    if (beats(found, best)) best = found;
+  });
+  return best;
+}
+
+template <PhiloxBlock kPhiloxBlock>
+TTC_ALWAYS_INLINE Winner race_row(const Race& a, const float* row, int64_t n) {
+  return a.draft == nullptr ? race_blocks<kPhiloxBlock, false>(a, row, n)
+                            : race_blocks<kPhiloxBlock, true>(a, row, n);
+}
+
+// The k best scores of a row in falling order, with noise or without; returns how many there are.
+template <PhiloxBlock kPhiloxBlock, bool kNoise>
+TTC_ALWAYS_INLINE int64_t top_scores(const Race& a, const float* row, int64_t n, int64_t k,
+                                     Winner* best) {
+  int64_t count = 0;
+  for_row_blocks(a, row, n, [&](int64_t first, const float* logits,
+                               const float* draft) __attribute__((always_inline)) {
+    const float least = count < k ? -std::numeric_limits<float>::infinity() : best[k - 1].score;
+    if (!may_reach(a.target, logits, kNoise ? kGumbelMax : 0.0f, least)) return;
+    float scores[kRowBlock];
+    const float top = score_block<kPhiloxBlock, kNoise, false>(a, logits, draft, first, scores);
+    if (top == -std::numeric_limits<float>::infinity() || (count == k && top <= least)) return;
+    for (int64_t j = 0; j < kRowBlock; ++j) {
+      const Winner found = {scores[j], first + j};
+      if (found.score == -std::numeric_limits<float>::infinity()) continue;
+      if (count == k && !beats(found, best[k - 1])) continue;
+      int64_t place = count < k ? count++ : k - 1;
+      for (; place > 0 && beats(found, best[place - 1]); --place) best[place] = best[place - 1];
+      best[place] = found;
+    }
+  });
+  return count;
 }
 
 }  // namespace ttc

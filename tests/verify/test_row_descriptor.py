@@ -42,7 +42,7 @@ def _assert_matches(logits: torch.Tensor, temperature: float, **filters) -> None
     same = [COLUMN[name] for name in ("temperature", "argmax", "max", "num_kept")]
     want_same = want[:, same].float()
     torch.testing.assert_close(desc[:, same], want_same, rtol=0, atol=0, equal_nan=True)
-    log_z = [COLUMN["log_z"], COLUMN["log_z_all"]]
+    log_z = [COLUMN["log_z"], COLUMN["log_z_all"], COLUMN["z"]]
     torch.testing.assert_close(
         desc[:, log_z].double(), want[:, log_z], rtol=1e-6, atol=2e-6, equal_nan=True
     )
@@ -109,7 +109,7 @@ def test_parameters_per_row_and_strided_rows() -> None:
     for r in range(4):
         alone = row_descriptor(logits[r : r + 1], temperature[r], top_k[r], top_p[r], min_p[r])
         assert_bitwise_equal(alone[0], together[r])
-    assert row_descriptor(logits[:0], 1.0).shape == (0, 8)
+    assert row_descriptor(logits[:0], 1.0).shape == (0, 9)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_all_instruction_sets_give_the_same_bits() -> None:
         return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
 
     newest = run("any")
-    assert len(newest) == 8 * 8 * 4 + 8 * 4
+    assert len(newest) == 8 * 9 * 4 + 8 * 4
     assert run("avx2") == newest
     assert run("portable") == newest
 
@@ -95,7 +95,7 @@ def test_distribution(filters: dict, keyed_by: str) -> None:
     probabilities /= probabilities.sum()
     each = torch.arange(draws)
     seeds, positions = (each, 3) if keyed_by == "seed" else (3, each)
-    descriptors = desc.expand(draws, 8).contiguous()
+    descriptors = desc.expand(draws, 9).contiguous()
     tokens = sample_tokens(row.expand(draws, 13), descriptors, seeds, positions)
     assert abs(_chi_square(tokens, probabilities)) < 5
 
@@ -138,10 +138,10 @@ def test_minus_infinity_is_never_drawn() -> None:
         ({"positions": 2**56}, ValueError, r"positions\[0\]"),
         ({"positions": 0.5}, TypeError, "positions must be torch.int64, got torch.float32"),
         ({"seeds": torch.zeros(3)}, TypeError, "seeds must be torch.int64"),
-        ({"desc": torch.zeros(2, 7)}, ValueError, r"desc must be a contiguous \[2, 8\]"),
-        ({"desc": torch.full((2, 8), 9.0)}, ValueError, "its argmax is 9"),
-        ({"desc": torch.full((2, 8), torch.nan)}, ValueError, "its argmax is"),
-        ({"desc": torch.zeros(2, 8).double()}, TypeError, "desc must be float32, got"),
+        ({"desc": torch.zeros(2, 7)}, ValueError, r"desc must be a contiguous \[2, 9\]"),
+        ({"desc": torch.full((2, 9), 9.0)}, ValueError, "its argmax is 9"),
+        ({"desc": torch.full((2, 9), torch.nan)}, ValueError, "its argmax is"),
+        ({"desc": torch.zeros(2, 9).double()}, TypeError, "desc must be float32, got"),
     ],
 )
 def test_refuses(change: dict, error: type, message: str) -> None:

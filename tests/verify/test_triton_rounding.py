@@ -19,12 +19,16 @@ from ttc_kernels.triton.row_descriptor import _describe
 from ttc_kernels.triton.sample_tokens import _race
 
 TYPES = {
-    "logits": "*fp32", "stride": "i32", "vocab_size": "i32", "temperatures": "*fp32",
+    "logits": "*fp32", "stride": "i32", "vocab_size": "i32", "masks": "*i32",
+    "temperatures": "*fp32",
     "top_ks": "*i32", "top_ps": "*fp32", "min_ps": "*fp32", "out": "*fp32",
     "descriptors": "*fp32", "seeds": "*i64", "positions": "*i64",
     "best_scores": "*fp32", "best_tokens": "*i32",
 }
-CASES = {_describe: ({"BLOCK": 4096}, 16), _race: ({"CHUNK": 8192, "BLOCK": 1024}, 4)}
+CASES = {
+    _describe: ({"BLOCK": 4096, "MASKED": True}, 16),
+    _race: ({"CHUNK": 8192, "BLOCK": 1024, "MASKED": True}, 4),
+}
 
 found = {}
 for kernel, (constants, warps) in CASES.items():

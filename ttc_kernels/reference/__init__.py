@@ -1,5 +1,6 @@
 """Short, readable definitions of the ops, in fp64. What the kernels are compared with."""
 
+from . import verify_drafts
 from .kv_cache import commit_kv, copy_pages, write_kv
 from .merge_states import merge_states
 from .step_score import aggregate_steps, score_steps, select_topk
@@ -18,5 +19,6 @@ __all__ = [
     "score_steps",
     "select_topk",
     "tree_attention",
+    "verify_drafts",
     "write_kv",
 ]

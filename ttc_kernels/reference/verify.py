@@ -116,7 +116,7 @@ def row_descriptor(
     2.0
     """
     rows = [_describe(row, temperature, top_k, top_p, min_p) for row in logits.double()]
-    return torch.stack(rows) if rows else torch.empty(0, 8, dtype=torch.float64)
+    return torch.stack(rows) if rows else torch.empty(0, 9, dtype=torch.float64)
 
 
 def _describe(
@@ -125,11 +125,11 @@ def _describe(
     inf, nan = float("inf"), float("nan")
     max_logit = row.max().item()
     if not -inf < max_logit < inf:
-        columns = [temperature, inf, 0, nan, -1, nan, 0, nan]
+        columns = [temperature, inf, 0, nan, -1, nan, 0, nan, 0]
         return torch.tensor(columns, dtype=torch.float64)
     argmax = int((row == max_logit).nonzero()[0])
     if temperature == 0:
-        columns = [0, max_logit, argmax + 1, 0, argmax, max_logit, 1, 0]
+        columns = [0, max_logit, argmax + 1, 0, argmax, max_logit, 1, 0, 1]
         return torch.tensor(columns, dtype=torch.float64)
 
     weights = torch.exp((row - max_logit) / temperature)
@@ -146,7 +146,8 @@ def _describe(
     last = int(order[num_kept - 1])
     log_z, log_z_all = mass[num_kept - 1].log().item(), mass[-1].log().item()
     columns = [temperature, row[last].item(), last + 1, log_z, argmax, max_logit, num_kept]
-    return torch.tensor([*columns, log_z_all], dtype=torch.float64)
+    columns += [log_z_all, mass[num_kept - 1].item()]
+    return torch.tensor(columns, dtype=torch.float64)
 
 
 def sample_tokens(

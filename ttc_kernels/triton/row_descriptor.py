@@ -21,10 +21,19 @@ _BLOCK = 4096
 
 
 @triton.jit
-def _load(row, start, vocab_size, BLOCK: tl.constexpr):
+def load_logits(row, mask, index, vocab_size, MASKED: tl.constexpr):
+    """Logits as fp32; -inf outside the vocabulary and where the row's bitmask has no bit."""
+    inside = index < vocab_size
+    if MASKED:
+        words = tl.load(mask + index // 32, mask=inside, other=0)
+        inside = inside & (((words >> (index % 32)) & 1) != 0)
+    return tl.load(row + index, mask=inside, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _load(row, mask, start, vocab_size, MASKED: tl.constexpr, BLOCK: tl.constexpr):
     index = start + tl.arange(0, BLOCK)
-    logit = tl.load(row + index, mask=index < vocab_size, other=float("-inf"))
-    return index, logit.to(tl.float32)
+    return index, load_logits(row, mask, index, vocab_size, MASKED)
 
 
 @triton.jit
@@ -40,12 +49,15 @@ def _logit_of(key):
 
 
 @triton.jit
-def _sums(row, vocab_size, max_logit, inv, pivot, tie_end, BLOCK: tl.constexpr):
+def _sums(
+    row, mask, vocab_size, max_logit, inv, pivot, tie_end,
+    MASKED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Number and mass of the kept tokens."""
     count = tl.zeros([BLOCK], tl.int32)
     mass = tl.zeros([BLOCK], tl.int64)
     for start in tl.range(0, vocab_size, BLOCK):
-        index, logit = _load(row, start, vocab_size, BLOCK)
+        index, logit = _load(row, mask, start, vocab_size, MASKED, BLOCK)
         kept = is_kept(logit, index, pivot, tie_end)
         count += kept.to(tl.int32)
         mass += tl.where(kept, fixed_weight(logit, max_logit, inv), 0)
@@ -53,7 +65,10 @@ def _sums(row, vocab_size, max_logit, inv, pivot, tie_end, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _cut(row, vocab_size, max_logit, inv, target, BY_MASS: tl.constexpr, BLOCK: tl.constexpr):
+def _cut(
+    row, mask, vocab_size, max_logit, inv, target,
+    BY_MASS: tl.constexpr, MASKED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Where the shortest prefix of the tokens, in order of falling logit, ties to the lower index,
     reaches `target` tokens, or so much mass: (pivot, tie_end)."""
     low = tl.full([], _LOWEST_KEY, tl.int64)
@@ -66,7 +81,7 @@ def _cut(row, vocab_size, max_logit, inv, target, BY_MASS: tl.constexpr, BLOCK: 
         sum2 = tl.zeros([BLOCK], tl.int64)
         sum3 = tl.zeros([BLOCK], tl.int64)
         for start in tl.range(0, vocab_size, BLOCK):
-            _, logit = _load(row, start, vocab_size, BLOCK)
+            _, logit = _load(row, mask, start, vocab_size, MASKED, BLOCK)
             key = _key(logit)
             inside = (key > low) & (key <= high)
             if tl.max(inside.to(tl.int32)) > 0:
@@ -99,7 +114,7 @@ def _cut(row, vocab_size, max_logit, inv, target, BY_MASS: tl.constexpr, BLOCK: 
         wanted = (target - above + each - 1) // each  # ties that are kept
         before = target * 0
         for start in tl.range(0, vocab_size, BLOCK):
-            index, logit = _load(row, start, vocab_size, BLOCK)
+            index, logit = _load(row, mask, start, vocab_size, MASKED, BLOCK)
             tied = (logit == pivot).to(tl.int32)
             number = tl.sum(tied)
             if (before < wanted) & (before + number >= wanted):
@@ -118,14 +133,18 @@ def _narrower(pivot, tie_end, other_pivot, other_end):
 
 @triton.jit
 def _describe(
-    logits, stride, vocab_size, temperatures, top_ks, top_ps, min_ps, out, BLOCK: tl.constexpr
-):
+    logits, stride, vocab_size, masks, temperatures, top_ks, top_ps, min_ps, out,
+    MASKED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     row = logits + r * stride
+    mask = masks
+    if MASKED:
+        mask = masks + r * ((vocab_size + 31) // 32)
     lanes = tl.full([BLOCK], float("-inf"), tl.float32)
     bad = tl.zeros([BLOCK], tl.int32)
     for start in tl.range(0, vocab_size, BLOCK):
-        _, logit = _load(row, start, vocab_size, BLOCK)
+        _, logit = _load(row, mask, start, vocab_size, MASKED, BLOCK)
         lanes = tl.where(logit > lanes, logit, lanes)
         bad |= tl.where(logit < float("inf"), 0, 1)
     max_logit = tl.max(lanes)
@@ -138,7 +157,7 @@ def _describe(
     count = tl.zeros([BLOCK], tl.int32)
     mass = tl.zeros([BLOCK], tl.int64)
     for start in tl.range(0, vocab_size, BLOCK):
-        index, logit = _load(row, start, vocab_size, BLOCK)
+        index, logit = _load(row, mask, start, vocab_size, MASKED, BLOCK)
         first = tl.minimum(first, tl.where(logit == max_logit, index, 2**31 - 1))
         count += (logit >= _LOWEST).to(tl.int32)
         mass += fixed_weight(logit, max_logit, inv)
@@ -153,25 +172,35 @@ def _describe(
     if usable & (temperature > 0.0):
         if (top_k > 0) & (top_k < vocab_size):
             target = top_k.to(tl.int64)
-            pivot, tie_end = _cut(row, vocab_size, max_logit, inv, target, False, BLOCK)
-            num_kept, kept_mass = _sums(row, vocab_size, max_logit, inv, pivot, tie_end, BLOCK)
+            pivot, tie_end = _cut(
+                row, mask, vocab_size, max_logit, inv, target, False, MASKED, BLOCK
+            )
+            num_kept, kept_mass = _sums(
+                row, mask, vocab_size, max_logit, inv, pivot, tie_end, MASKED, BLOCK
+            )
         if top_p < 1.0:
             share = tl.ceil(top_p.to(tl.float64) * kept_mass.to(tl.float64)).to(tl.int64)
             target = tl.minimum(tl.maximum(share, 1), kept_mass)
-            p_pivot, p_end = _cut(row, vocab_size, max_logit, inv, target, True, BLOCK)
+            p_pivot, p_end = _cut(
+                row, mask, vocab_size, max_logit, inv, target, True, MASKED, BLOCK
+            )
             pivot, tie_end = _narrower(pivot, tie_end, p_pivot, p_end)
         if min_p > 0.0:
             least = tl.where(min_p > 1.1754943508222875e-38, min_p, 1.1754943508222875e-38)
             bound = max_logit + temperature * log_fp32(least)
             pivot, tie_end = _narrower(pivot, tie_end, bound, 2**31 - 1)
         if pivot > _LOWEST:
-            num_kept, kept_mass = _sums(row, vocab_size, max_logit, inv, pivot, tie_end, BLOCK)
+            num_kept, kept_mass = _sums(
+                row, mask, vocab_size, max_logit, inv, pivot, tie_end, MASKED, BLOCK
+            )
 
     nan = float("nan")
-    log_z = tl.log(kept_mass.to(tl.float64) / 1099511627776.0).to(tl.float32)
-    log_z_all = tl.log(mass_all.to(tl.float64) / 1099511627776.0).to(tl.float32)
+    z = kept_mass.to(tl.float32) * 9.094947017729282e-13
+    z_all = mass_all.to(tl.float32) * 9.094947017729282e-13
+    log_z = log_fp32(tl.where(usable, z, 1.0))
+    log_z_all = log_fp32(tl.where(usable, z_all, 1.0))
     plain = usable & (temperature > 0.0)
-    desc = out + 8 * r
+    desc = out + 9 * r
     tl.store(desc, temperature)
     tl.store(desc + 1, tl.where(plain, pivot, tl.where(usable, max_logit, float("inf"))))
     end = tl.where(plain, tl.minimum(tie_end, vocab_size), tl.where(usable, argmax + 1, 0))
@@ -181,6 +210,7 @@ def _describe(
     tl.store(desc + 5, tl.where(usable, max_logit, nan))
     tl.store(desc + 6, tl.where(plain, num_kept, tl.where(usable, 1, 0)).to(tl.float32))
     tl.store(desc + 7, tl.where(plain, log_z_all, tl.where(usable, 0.0, nan)))
+    tl.store(desc + 8, tl.where(plain, z, tl.where(usable, 1.0, 0.0)))
 
 
 def row_descriptor(
@@ -189,14 +219,16 @@ def row_descriptor(
     top_k: torch.Tensor,
     top_p: torch.Tensor,
     min_p: torch.Tensor,
+    bitmask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`ttc_kernels.row_descriptor` in Triton; the arguments are those of the op, not checked."""
     n, vocab_size = logits.shape
-    out = torch.empty((n, 8), dtype=torch.float32, device=logits.device)
+    out = torch.empty((n, 9), dtype=torch.float32, device=logits.device)
     if n:
         block = min(_BLOCK, max(128, triton.next_power_of_2(vocab_size)))
         _describe[(n,)](
-            logits, logits.stride(0), vocab_size, temperature, top_k, top_p, min_p, out,
-            BLOCK=block, num_warps=16 if block == _BLOCK else 4, **NO_FUSION,
+            logits, logits.stride(0), vocab_size, bitmask, temperature, top_k, top_p, min_p, out,
+            MASKED=bitmask is not None, BLOCK=block, num_warps=16 if block == _BLOCK else 4,
+            **NO_FUSION,
         )  # fmt: skip
     return out

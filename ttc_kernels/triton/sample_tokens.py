@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .fp32_math import GUMBEL_MAX, NO_FUSION, gumbel, is_kept
+from .row_descriptor import load_logits
 
 _CHUNK = 8192  # tokens to a program
 _BLOCK = 1024
@@ -23,16 +24,19 @@ def _random_words(seed, position, block):
 
 @triton.jit
 def _race(
-    logits, stride, vocab_size, descriptors, seeds, positions, best_scores, best_tokens,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    logits, stride, vocab_size, masks, descriptors, seeds, positions, best_scores, best_tokens,
+    MASKED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     r, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    desc = descriptors + 8 * r
+    desc = descriptors + 9 * r
     temperature, argmax = tl.load(desc), tl.load(desc + 4).to(tl.int32)
     if (temperature > 0.0) & (argmax >= 0):
         pivot, tie_end = tl.load(desc + 1), tl.load(desc + 2).to(tl.int32)
         max_logit = tl.load(desc + 5)
         inv = tl.div_rn(1.0, temperature)
+        mask = masks
+        if MASKED:
+            mask = masks + r * ((vocab_size + 31) // 32)
         seed, position = tl.load(seeds + r), tl.load(positions + r)
         # Every chunk begins with the likeliest token, a score that most tiles cannot beat.
         w0, w1, w2, w3 = _random_words(seed, position, argmax // 4)
@@ -43,9 +47,7 @@ def _race(
         for start in tl.range(chunk * CHUNK, tl.minimum(vocab_size, (chunk + 1) * CHUNK), BLOCK):
             block = start // 4 + tl.arange(0, BLOCK // 4)
             index = 4 * block[:, None] + tl.arange(0, 4)[None, :]
-            logit = tl.load(
-                logits + r * stride + index, mask=index < vocab_size, other=float("-inf")
-            ).to(tl.float32)
+            logit = load_logits(logits + r * stride, mask, index, vocab_size, MASKED)
             top = tl.max(logit)
             if (top >= pivot) & ((top - max_logit) * inv + GUMBEL_MAX >= best):
                 v0, v1, v2, v3 = _random_words(seed, position, block)
@@ -64,8 +66,8 @@ def _race(
 @triton.jit
 def _pick(descriptors, best_scores, best_tokens, tokens, num_chunks, BLOCK: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
-    token = tl.load(descriptors + 8 * r + 4).to(tl.int32)
-    if (tl.load(descriptors + 8 * r) > 0.0) & (token >= 0):
+    token = tl.load(descriptors + 9 * r + 4).to(tl.int32)
+    if (tl.load(descriptors + 9 * r) > 0.0) & (token >= 0):
         chunk = tl.arange(0, BLOCK)
         place, mask = r * num_chunks + chunk, chunk < num_chunks
         score = tl.load(best_scores + place, mask=mask, other=float("-inf"))
@@ -75,7 +77,11 @@ def _pick(descriptors, best_scores, best_tokens, tokens, num_chunks, BLOCK: tl.c
 
 
 def sample_tokens(
-    logits: torch.Tensor, desc: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor
+    logits: torch.Tensor,
+    desc: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    bitmask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`ttc_kernels.sample_tokens` in Triton; the arguments are those of the op, not checked."""
     n, vocab_size = logits.shape
@@ -85,8 +91,9 @@ def sample_tokens(
         scores = torch.empty((n, chunks), dtype=torch.float32, device=logits.device)
         candidates = torch.empty((n, chunks), dtype=torch.int32, device=logits.device)
         _race[(n, chunks)](
-            logits, logits.stride(0), vocab_size, desc, seeds, positions, scores, candidates,
-            CHUNK=_CHUNK, BLOCK=_BLOCK, num_warps=4, **NO_FUSION,
+            logits, logits.stride(0), vocab_size, bitmask, desc, seeds, positions, scores,
+            candidates, MASKED=bitmask is not None, CHUNK=_CHUNK, BLOCK=_BLOCK, num_warps=4,
+            **NO_FUSION,
         )  # fmt: skip
         _pick[(n,)](
             desc, scores, candidates, tokens, chunks,

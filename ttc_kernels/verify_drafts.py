@@ -1,0 +1,454 @@
+"""Verification of draft tokens against the target's logits.
+
+All rules but `verify_typical` are lossless: the tokens they give follow the distribution that the
+target's rows describe, whatever was drafted. They work from logits and row descriptors; no tensor
+of probabilities is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import _load  # noqa: F401  (registers the ops)
+from ._check import require_dtype
+from .draft_tree import DraftTree
+from .verify import DESCRIPTOR_COLUMNS, RowFilters, _check_logits, _per_row, _PerRow
+
+__all__ = [
+    "DraftDistribution",
+    "VerifyResult",
+    "verify_chain",
+    "verify_greedy",
+    "verify_sampled",
+    "verify_target_only",
+    "verify_tree",
+    "verify_typical",
+]
+
+_PROPOSALS = {"one_hot": 0, "iid": 1, "without_replacement": 2}
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What a verification gives, ``width`` as in `DraftTree`: more columns than drafts on a path.
+
+    num_accepted: int32 ``[B]``, accepted drafts, without the last token; -1 for padding. tokens:
+    int32 ``[B, width]``, the accepted drafts and the token that follows them, then -1. path: int32
+    ``[B, width]``, the node whose row gave the token beside it, then -1: ``path[b, i]`` is node 0
+    and then the accepted nodes. logprobs: float32 ``[B, width]``, of the tokens in the filtered
+    distribution. status: int32 ``[B]``: 0, or 1 where the path came to a row without a distribution
+    (a NaN, a +inf, or nothing above -inf): its token is -1, those before it are good; or 2 where
+    the nodes are no tree and nothing was done.
+    """
+
+    num_accepted: torch.Tensor
+    tokens: torch.Tensor
+    path: torch.Tensor
+    logprobs: torch.Tensor
+    status: torch.Tensor
+
+    @classmethod
+    def empty(cls, tree: DraftTree) -> VerifyResult:
+        """Tensors for the results of a tree, to be given as ``out``."""
+        b, device = tree.num_requests, tree.device
+        return cls(
+            torch.full((b,), -1, dtype=torch.int32, device=device),
+            torch.full((b, tree.width), -1, dtype=torch.int32, device=device),
+            torch.full((b, tree.width), -1, dtype=torch.int32, device=device),
+            torch.zeros((b, tree.width), device=device),
+            torch.zeros((b,), dtype=torch.int32, device=device),
+        )
+
+
+@dataclass(frozen=True)
+class DraftDistribution:
+    """What drafts were drawn from, and how. Made by one of the three constructors.
+
+    It has to be the very distribution that was drawn from, after temperature and filters, and
+    siblings have to stand in the order in which they were drawn: both are part of the rules.
+    """
+
+    proposal: str | torch.Tensor
+    logits: torch.Tensor | None = None
+    desc: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
+    logprobs: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+
+    @classmethod
+    def one_hot(cls) -> DraftDistribution:
+        """Drafts that were chosen, not drawn: the likeliest tokens, n-grams, a beam."""
+        return cls("one_hot")
+
+    @classmethod
+    def dense(
+        cls,
+        logits: torch.Tensor,
+        desc: torch.Tensor,
+        proposal: str | torch.Tensor = "iid",
+        rows: torch.Tensor | None = None,
+    ) -> DraftDistribution:
+        """Drafts drawn from logits.
+
+        Args:
+            logits: ``[R, V]`` of the draft model, over the target's vocabulary.
+            desc: of these logits, from `row_descriptor`.
+            proposal: ``iid`` (with replacement), ``without_replacement`` or ``one_hot``; or int8
+                ``[N]`` of 1, 2 and 0 for each node. One child drawn and the others chosen (a
+                hybrid) is best verified with the drawn one first.
+            rows: int32 ``[N]``, the row that each node's children were drawn from, -1 for none; by
+                default there is a row for every node.
+        """
+        return cls(proposal, logits=logits, desc=desc, rows=rows)
+
+    @classmethod
+    def sparse(
+        cls,
+        ids: torch.Tensor,
+        logprobs: torch.Tensor,
+        proposal: str | torch.Tensor = "iid",
+        rows: torch.Tensor | None = None,
+    ) -> DraftDistribution:
+        """Drafts drawn from a few tokens; no others have any probability.
+
+        Args:
+            ids: int32 ``[R, K]``, distinct, -1 for none. logprobs: float32 ``[R, K]``; the
+                probabilities of a row sum to 1. proposal, rows: as for `dense`.
+        """
+        return cls(proposal, ids=ids, logprobs=logprobs, rows=rows)
+
+
+def verify_greedy(
+    logits: torch.Tensor,
+    tokens: torch.Tensor,
+    tree: DraftTree,
+    *,
+    bitmask: torch.Tensor | None = None,
+    out: VerifyResult | None = None,
+    workspace: torch.Tensor | None = None,
+) -> VerifyResult:
+    """Accepts drafts for as long as they are the likeliest token, the lower index on a tie.
+
+    Args:
+        logits: ``[N, V]``, a row for every node of the tree.
+        tokens: int32 ``[N]``, the nodes' tokens; -1, or any other outside the vocabulary, is never
+            accepted.
+        tree: the nodes. bitmask: as for `row_descriptor`.
+        out: where the results go, else new tensors. workspace: float32 ``[N, 9]``.
+
+    Raises:
+        TypeError: for a wrong dtype. ValueError: for a wrong shape, device or value; tensors on a
+            GPU are not looked at.
+
+    >>> logits = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    >>> tree = DraftTree.chains([1])
+    >>> verify_greedy(logits, torch.tensor([0, 1]).int(), tree).tokens.tolist()
+    [[1, 0]]
+    """
+    return _verify(
+        "verify_greedy", "greedy", logits, RowFilters(0.0), tokens, tree, 0, 0,
+        bitmask=bitmask, out=out, workspace=workspace,
+    )  # fmt: skip
+
+
+def verify_sampled(
+    logits: torch.Tensor,
+    desc: torch.Tensor | RowFilters,
+    tokens: torch.Tensor,
+    tree: DraftTree,
+    seeds: _PerRow,
+    positions: _PerRow,
+    *,
+    bitmask: torch.Tensor | None = None,
+    out: VerifyResult | None = None,
+    workspace: torch.Tensor | None = None,
+) -> VerifyResult:
+    """Draws the target's token at every node it comes to, and goes on where that was drafted.
+
+    The tokens are those that `sample_tokens` draws with the same seeds and positions: the drafts
+    decide how many come out of one pass, and nothing else. That is why this is the rule to prefer.
+
+    Args:
+        logits, tokens, tree, bitmask, out: as for `verify_greedy`.
+        desc: float32 ``[N, 9]`` from `row_descriptor`, or `RowFilters`: then only the rows on the
+            path are read.
+        seeds: one number or int64 ``[B]``, each request's.
+        positions: one number or int64 ``[B]``: the absolute position of the token that follows the
+            request's node 0, in ``[0, 2**56)``.
+        workspace: with `RowFilters`: float32 ``[N, 9]``, in which rows are described.
+
+    Raises: as `verify_greedy`.
+
+    >>> from ttc_kernels import row_descriptor, sample_tokens
+    >>> logits = torch.zeros(3, 4)
+    >>> desc = row_descriptor(logits, 1.0)
+    >>> drawn = sample_tokens(logits, desc, seeds=3, positions=torch.arange(3))
+    >>> tokens = torch.cat([torch.tensor([0]), drawn[:2]]).int()
+    >>> result = verify_sampled(logits, desc, tokens, DraftTree.chains([2]), 3, 0)
+    >>> result.tokens[0].tolist() == drawn.tolist()
+    True
+    """
+    return _verify(
+        "verify_sampled", "sampled", logits, desc, tokens, tree, seeds, positions,
+        bitmask=bitmask, out=out, workspace=workspace,
+    )  # fmt: skip
+
+
+def verify_target_only(
+    logits: torch.Tensor,
+    desc: torch.Tensor | RowFilters,
+    tokens: torch.Tensor,
+    tree: DraftTree,
+    seeds: _PerRow,
+    positions: _PerRow,
+    *,
+    coins: torch.Tensor | None = None,
+    bitmask: torch.Tensor | None = None,
+    out: VerifyResult | None = None,
+    workspace: torch.Tensor | None = None,
+) -> VerifyResult:
+    """Accepts a child with the target's own probability of it, by one coin at each node.
+
+    SGLang's rule for trees (``tree_speculative_sampling_target_only``) without its thresholds. The
+    siblings may have been chosen in any way that does not look at the coins.
+
+    Args:
+        logits, desc, tokens, tree, seeds, positions, bitmask, out, workspace: as for
+            `verify_sampled`.
+        coins: float32 ``[N]`` in ``[0, 1)``, for each node the coin that chooses among its
+            children, in place of random numbers.
+
+    Raises: as `verify_greedy`.
+
+    >>> logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    >>> tokens, coins = torch.tensor([0, 1]).int(), torch.tensor([0.4, 0.0])
+    >>> tree = DraftTree.chains([1])
+    >>> verify_target_only(logits, RowFilters(1.0), tokens, tree, 0, 0, coins=coins).path.tolist()
+    [[0, 1]]
+    """
+    return _verify(
+        "verify_target_only", "target_only", logits, desc, tokens, tree, seeds, positions,
+        coins=coins, bitmask=bitmask, out=out, workspace=workspace,
+    )  # fmt: skip
+
+
+def verify_chain(
+    logits: torch.Tensor,
+    desc: torch.Tensor | RowFilters,
+    tokens: torch.Tensor,
+    cu_nodes: torch.Tensor | DraftTree,
+    draft: DraftDistribution,
+    seeds: _PerRow,
+    positions: _PerRow,
+    *,
+    rule: str = "token",
+    coins: torch.Tensor | None = None,
+    bitmask: torch.Tensor | None = None,
+    out: VerifyResult | None = None,
+    workspace: torch.Tensor | None = None,
+) -> VerifyResult:
+    """Accepts a prefix of each chain of drafts so that the tokens follow the target.
+
+    ``token`` tests one draft after the other (Leviathan et al., 2211.17192); ``block`` tests whole
+    prefixes and accepts at least as many (Sun et al., 2403.10444), which only pays for drafts that
+    were drawn.
+
+    Args:
+        logits, desc, tokens, seeds, positions, bitmask, out, workspace: as for `verify_sampled`.
+        cu_nodes: int32 ``[B + 1]``, the nodes of each request, node 0 its last committed token; or
+            the tree of these chains.
+        draft: what the drafts were drawn from. Drafts from a padded one (-1) on are left out.
+        rule: ``token`` or ``block``.
+        coins: float32 ``[N]`` in ``[0, 1)``, the coin that each draft is tested with.
+
+    Raises: as `verify_greedy`.
+
+    >>> logits = torch.zeros(2, 2)
+    >>> tokens, coins = torch.tensor([0, 1]).int(), torch.tensor([0.0, 0.6])
+    >>> result = verify_chain(logits, RowFilters(1.0), tokens, torch.tensor([0, 2]).int(),
+    ...                       DraftDistribution.one_hot(), 0, 0, coins=coins)
+    >>> result.tokens.tolist()
+    [[0, -1]]
+    """
+    op = "verify_chain"
+    if rule not in ("token", "block"):
+        raise ValueError(f"{op}: rule must be 'token' or 'block', got {rule!r}")
+    if isinstance(cu_nodes, DraftTree):
+        tree = cu_nodes
+    else:
+        require_dtype(op, "cu_nodes", cu_nodes, (torch.int32,))
+        index = torch.arange(logits.shape[0], device=cu_nodes.device)
+        place = torch.searchsorted(cu_nodes[1:].contiguous(), index, right=True)
+        begin = cu_nodes[place.clamp(max=len(cu_nodes) - 1)]
+        tree = DraftTree((index - begin - 1).int(), cu_nodes)
+    return _verify(
+        op, "rejection" if rule == "token" else "block", logits, desc, tokens, tree, seeds,
+        positions, draft=draft, coins=coins, bitmask=bitmask, out=out, workspace=workspace,
+        chain=True,
+    )  # fmt: skip
+
+
+def verify_tree(
+    logits: torch.Tensor,
+    desc: torch.Tensor | RowFilters,
+    tokens: torch.Tensor,
+    tree: DraftTree,
+    draft: DraftDistribution,
+    seeds: _PerRow,
+    positions: _PerRow,
+    *,
+    rule: str = "rejection",
+    coins: torch.Tensor | None = None,
+    bitmask: torch.Tensor | None = None,
+    out: VerifyResult | None = None,
+    workspace: torch.Tensor | None = None,
+) -> VerifyResult:
+    """Accepts a path of a tree of drafts so that the tokens follow the target.
+
+    ``rejection`` goes down from the root and tests siblings in turn against what the earlier ones
+    left (recursive rejection: SpecInfer 2305.09781, Sequoia 2402.12374); ``traversal`` goes up from
+    the leaves and equals block verification on a chain (Weng et al., 2505.12398). A node's residual
+    is three numbers, ``max(p - c q, 0) / S`` and the share of ``q`` that is left.
+
+    Args:
+        logits, desc, tokens, tree, seeds, positions, bitmask, out, workspace: as for
+            `verify_sampled`.
+        draft: what the drafts were drawn from, siblings in the order in which they were drawn. The
+            shape of the tree must not depend on tokens that were drawn, the root's aside.
+        rule: ``rejection`` or ``traversal``.
+        coins: float32 ``[N]`` in ``[0, 1)``, the coin that each draft is tested with.
+
+    Raises: as `verify_greedy`.
+
+    >>> logits, tree = torch.zeros(3, 2), DraftTree([-1, 0, 0], [0, 3])
+    >>> tokens = torch.tensor([0, 0, 1]).int()
+    >>> draft = DraftDistribution.one_hot()
+    >>> verify_tree(logits, RowFilters(1.0), tokens, tree, draft, 0, 0).num_accepted.tolist()
+    [1]
+    """
+    op = "verify_tree"
+    if rule not in ("rejection", "traversal"):
+        raise ValueError(f"{op}: rule must be 'rejection' or 'traversal', got {rule!r}")
+    return _verify(
+        op, rule, logits, desc, tokens, tree, seeds, positions,
+        draft=draft, coins=coins, bitmask=bitmask, out=out, workspace=workspace,
+    )  # fmt: skip
+
+
+def verify_typical(
+    logits: torch.Tensor,
+    desc: torch.Tensor | RowFilters,
+    tokens: torch.Tensor,
+    tree: DraftTree,
+    seeds: _PerRow,
+    positions: _PerRow,
+    *,
+    epsilon: float = 0.09,
+    delta: float = 0.3,
+    lossy: bool = False,
+    bitmask: torch.Tensor | None = None,
+    out: VerifyResult | None = None,
+    workspace: torch.Tensor | None = None,
+) -> VerifyResult:
+    """Accepts drafts that are not unlikely; the tokens do NOT follow the target's distribution.
+
+    A draft passes if its probability is above ``min(epsilon, delta * exp(-entropy))``, typical
+    acceptance of Medusa (Cai et al., 2401.10774); the longest path is taken, the likelier on a tie.
+
+    Args:
+        logits, desc, tokens, tree, seeds, positions, bitmask, out, workspace: as for
+            `verify_sampled`.
+        epsilon, delta: the two thresholds, >= 0.
+        lossy: must be True, to show that the loss is meant.
+
+    Raises: as `verify_greedy`; ValueError without ``lossy=True``.
+
+    >>> logits, tokens = torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 0]).int()
+    >>> tree = DraftTree.chains([1])
+    >>> result = verify_typical(logits, RowFilters(1.0), tokens, tree, 0, 0, lossy=True)
+    >>> result.num_accepted.item()
+    1
+    """
+    op = "verify_typical"
+    if lossy is not True:
+        raise ValueError(
+            f"{op}: lossy must be True, its tokens do not follow the target; got {lossy}"
+        )
+    if not (epsilon >= 0 and delta >= 0):
+        raise ValueError(f"{op}: epsilon and delta must be >= 0, got {epsilon} and {delta}")
+    return _verify(
+        op, "typical", logits, desc, tokens, tree, seeds, positions,
+        bitmask=bitmask, out=out, workspace=workspace, epsilon=epsilon, delta=delta,
+    )  # fmt: skip
+
+
+def _verify(
+    op: str,
+    rule: str,
+    logits: torch.Tensor,
+    desc: torch.Tensor | RowFilters,
+    tokens: torch.Tensor,
+    tree: DraftTree,
+    seeds: _PerRow,
+    positions: _PerRow,
+    *,
+    draft: DraftDistribution | None = None,
+    coins: torch.Tensor | None = None,
+    bitmask: torch.Tensor | None = None,
+    out: VerifyResult | None = None,
+    workspace: torch.Tensor | None = None,
+    chain: bool = False,
+    epsilon: float = 0.0,
+    delta: float = 0.0,
+) -> VerifyResult:
+    _check_logits(op, logits)
+    require_dtype(op, "tokens", tokens, (torch.int32,))
+    if not isinstance(tree, DraftTree):
+        raise TypeError(f"{op}: tree must be a DraftTree, got {type(tree).__name__}")
+    if tree.num_nodes != logits.shape[0]:
+        raise ValueError(
+            f"{op}: logits must have a row for each of the {tree.num_nodes} nodes, got "
+            f"{list(logits.shape)}"
+        )
+    columns: tuple = (None,) * 4
+    if isinstance(desc, RowFilters):
+        columns = desc.columns(op, logits)
+        if workspace is None:
+            shape = (tree.num_nodes, len(DESCRIPTOR_COLUMNS))
+            workspace = torch.empty(shape, dtype=torch.float32, device=logits.device)
+        desc = workspace
+    require_dtype(op, "desc", desc, (torch.float32,))
+    per_request = torch.empty((tree.num_requests, 0), device=logits.device)
+    out = VerifyResult.empty(tree) if out is None else out
+    draft = DraftDistribution.one_hot() if draft is None else draft
+    torch.ops.ttc_kernels.verify(
+        op, rule, logits, desc, *columns, bitmask, tokens,
+        None if chain else tree.parent, tree.cu_nodes,
+        _per_row(op, "seeds", seeds, torch.int64, per_request),
+        _per_row(op, "positions", positions, torch.int64, per_request),
+        coins, draft.logits, draft.desc, draft.ids, draft.logprobs, draft.rows,
+        _proposals(op, draft, tree, logits.device), epsilon, delta,
+        out.num_accepted, out.tokens, out.path, out.logprobs, out.status,
+    )  # fmt: skip
+    return out
+
+
+def _proposals(
+    op: str, draft: DraftDistribution, tree: DraftTree, device: torch.device
+) -> torch.Tensor | None:
+    proposal = draft.proposal
+    if isinstance(proposal, torch.Tensor | np.ndarray):
+        return torch.as_tensor(proposal, dtype=torch.int8, device=device).contiguous()
+    if proposal not in _PROPOSALS:
+        raise ValueError(f"{op}: draft.proposal must be one of {[*_PROPOSALS]}, got {proposal!r}")
+    if proposal == "one_hot":
+        return None
+    return torch.full((tree.num_nodes,), _PROPOSALS[proposal], dtype=torch.int8, device=device)
+
+
+@torch.library.register_fake("ttc_kernels::verify")
+def _verify_fake(*_) -> None:
+    return None
