@@ -28,6 +28,7 @@ STABLE_TORCH_LIBRARY(ttc_kernels, m) {
       "score_round(Tensor hidden, Tensor rows, str kind, Tensor[] weights, Tensor? norm_weight, "
       "float norm_eps, Tensor parent, Tensor? carry_stats, Tensor? carry_state, "
       "Tensor group_indptr, int k, int by) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "row_descriptor(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor min_p, "
       "Tensor? bitmask=None) -> Tensor");
   m.def(
