@@ -9,14 +9,15 @@ namespace emu {
 
 void atomic_begin(const void* address, size_t size, Order order, const Site& site) {
   if (reinterpret_cast<uintptr_t>(address) % size) fail("atomic at " + at(site) + " on a misaligned address");
-  race::atomic_begin(*current, address, size, order == Order::kAcqRel, site);
+  race::atomic_begin(*current, address, size, order == Order::kAcqRel, true, site);
 }
 
 void atomic_end(const void* address, Order order) { race::atomic_end(*current, address, order == Order::kAcqRel); }
 
 int32_t load_acquire(const int32_t* address, const Site& site) {
   yield_current();  // so that a loop around it lets others write
-  return atomic_update(const_cast<int32_t*>(address), [](int32_t v) { return v; }, Order::kAcqRel, site);
+  race::atomic_begin(*current, address, sizeof *address, true, false, site);
+  return *address;
 }
 
 std::string function_name(const void* address) {

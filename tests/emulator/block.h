@@ -55,7 +55,7 @@ struct Thread {
   const char* waits_in = nullptr;  // the operation it is blocked in
   Site waits_at;
   CopyQueue copies;
-  race::Clock clock;
+  race::ThreadClock clock;
 };
 
 struct Warp {

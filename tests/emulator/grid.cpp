@@ -211,6 +211,7 @@ void run_grid(const char* kernel, dim3 grid_size, dim3 block_size, size_t shared
   } catch (...) {
     current = nullptr;
     for (auto& block : state.resident) stop_block(*block);
+    race::finish();
     grid = nullptr;
     throw;
   }

@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -48,6 +49,12 @@ Range* checked_range(const void* p, size_t size, size_t alignment, const char* o
 
 }  // namespace
 
+bool is_registered(const void* p) {
+  const auto address = reinterpret_cast<uintptr_t>(p);
+  const Range* range = find_range(address);
+  return range && address < range->end;
+}
+
 std::string hex(const void* p) {
   std::ostringstream text;
   text << p;
@@ -57,10 +64,11 @@ std::string hex(const void* p) {
 void SharedMemory::allocate(size_t size) {
   bytes = size;
   void* memory = nullptr;
-  if (posix_memalign(&memory, 1024, kRedzone + size + kRedzone + (size == 0))) throw std::bad_alloc();
+  allocated = kRedzone + size + kRedzone;
+  if (posix_memalign(&memory, 1024, std::max<size_t>(allocated, 1))) throw std::bad_alloc();
   allocation = static_cast<char*>(memory);
   data = allocation + kRedzone;
-  std::memset(allocation, 0xff, kRedzone + size + kRedzone);
+  std::memset(allocation, 0xff, allocated);
 }
 
 void SharedMemory::release() {

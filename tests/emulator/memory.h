@@ -20,7 +20,8 @@ constexpr uint32_t kSharedBase = 1024;
 struct SharedMemory {
   char* data = nullptr;
   size_t bytes = 0;
-  char* allocation = nullptr;
+  char* allocation = nullptr;  // with the redzones
+  size_t allocated = 0;
 
   void allocate(size_t size);
   void release();
@@ -40,6 +41,9 @@ char* shared_pointer(uint32_t address, size_t size, const char* operation);
 void check_global(const void* p, size_t size, size_t alignment, const char* operation);
 // The same, and counts size bytes as read from the range.
 void read_global(const void* p, size_t size, size_t alignment, const char* operation);
+
+// In a registered range.
+bool is_registered(const void* p);
 
 std::string hex(const void* p);
 

@@ -46,14 +46,15 @@ struct Operand {
     return address;
   }
 
-  // Calls store(mn, k, bits) for rows or columns [first, first + count) and all 16 k.
+  // Calls store(mn, k, bits) for rows or columns [first, first + count) and all 16 k. issuing: the thread whose access
+  // it is, null when the operation is performed.
   template <class Store>
-  void read(Thread& reader, int first, int count, const Site& site, Store store) const {
+  void read(Thread* issuing, int first, int count, const Site& site, Store store) const {
     for (int outer = 0; outer < (transposed ? 16 : count); ++outer)
       for (int inner = 0; inner < (transposed ? count : 16); inner += 8) {
         const int mn = first + (transposed ? inner : outer), k = transposed ? outer : inner;
         const char* p = shared_pointer(chunk(mn, k), 16, "wgmma");
-        race::async_read(reader, p, 16, "wgmma", site);
+        if (issuing) race::async_read(*issuing, p, 16, issuing->warp->wgmma.committed, site);
         uint16_t bits[8];
         std::memcpy(bits, p, 16);
         for (int i = 0; i < 8; ++i) store(transposed ? mn + i : mn, transposed ? k : k + i, bits[i]);
@@ -63,7 +64,6 @@ struct Operand {
 
 template <class Number>
 void perform(Warp& warp, const WgmmaOperation& operation) {
-  Thread& reader = warp.thread(0);
   const int columns = operation.columns, first_row = warp.id % 4 * 16;
   alignas(64) float a[16][16];
   alignas(64) float b[16][256];
@@ -71,10 +71,10 @@ void perform(Warp& warp, const WgmmaOperation& operation) {
     std::memcpy(a, operation.a_values.data(), sizeof a);
   else
     Operand(operation.a, operation.transposed_a, operation)
-        .read(reader, first_row, 16, operation.site,
+        .read(nullptr, first_row, 16, operation.site,
               [&](int m, int k, uint16_t bits) { a[m - first_row][k] = Number::load(bits); });
   Operand(operation.b, operation.transposed_b, operation)
-      .read(reader, 0, columns, operation.site, [&](int n, int k, uint16_t bits) { b[k][n] = Number::load(bits); });
+      .read(nullptr, 0, columns, operation.site, [&](int n, int k, uint16_t bits) { b[k][n] = Number::load(bits); });
 
   WgmmaAccumulator& accumulator = warp.wgmma.accumulators.at(operation.accumulator);
   if (!operation.accumulate) std::fill(accumulator.values.begin(), accumulator.values.end(), 0.0f);
@@ -98,7 +98,7 @@ void each_register(int lane, int columns, Visit visit) {
 void take(Warp& warp, void* const* arguments, const WgmmaArguments& first) {
   auto [it, fresh] = warp.wgmma.accumulators.try_emplace(first.d);
   WgmmaAccumulator& taken = it->second;
-  ++taken.in_flight;
+  taken.last_group = warp.wgmma.committed + 1;
   if (!fresh) {
     if (taken.columns != first.columns)
       fail("wgmma at " + at(first.site) + ": its accumulator is in flight with " + std::to_string(taken.columns) +
@@ -118,14 +118,68 @@ void take(Warp& warp, void* const* arguments, const WgmmaArguments& first) {
   }
 }
 
-void give_back(const WgmmaAccumulator& taken, const WgmmaOperation& operation) {
-  for (int lane = 0; lane < 32; ++lane)
-    each_register(lane, taken.columns, [&](int i, int place) {
-      if (std::memcmp(&taken.lanes[lane][i], &kTaken, 4))
-        fail("wgmma at " + at(operation.site) + ": lane " + std::to_string(lane) + " wrote accumulator " +
-             std::to_string(i) + " while it was in flight");
-      taken.lanes[lane][i] = taken.values[place];
-    });
+// Returns the accumulators that no group after the first `groups` uses.
+void give_back(Warp& warp, uint64_t groups) {
+  auto& accumulators = warp.wgmma.accumulators;
+  for (auto it = accumulators.begin(); it != accumulators.end();) {
+    const WgmmaAccumulator& taken = it->second;
+    if (taken.last_group > groups) {
+      ++it;
+      continue;
+    }
+    for (int lane = 0; lane < 32; ++lane)
+      each_register(lane, taken.columns, [&](int i, int place) {
+        if (std::memcmp(&taken.lanes[lane][i], &kTaken, 4))
+          fail("wgmma: lane " + std::to_string(lane) + " of warp " + std::to_string(warp.id) +
+               " wrote its accumulator " + std::to_string(i) + " while it was in flight");
+        taken.lanes[lane][i] = taken.values[place];
+      });
+    it = accumulators.erase(it);
+  }
+}
+
+// Performs the first `groups` groups of the warp group, if its four warps have committed them.
+bool perform_groups(Block& block, int first_warp, uint64_t groups) {
+  for (int i = 0; i < 4; ++i)
+    if (block.warps[first_warp + i].wgmma.committed < groups) return false;
+  for (int i = 0; i < 4; ++i) {
+    Warp& warp = block.warps[first_warp + i];
+    for (WgmmaState& state = warp.wgmma; state.performed < groups; ++state.performed, state.groups.pop_front())
+      for (const WgmmaOperation& operation : state.groups.front())
+        operation.bf16 ? perform<Bf16>(warp, operation) : perform<Fp16>(warp, operation);
+  }
+  return true;
+}
+
+void wait_done(Warp& warp) {
+  WgmmaState& state = warp.wgmma;
+  give_back(warp, state.waits_for);
+  race::wgmma_waited(warp, state.waits_for);
+  state.waits_for = 0;
+  if (state.groups.empty() && state.open.empty()) state.fenced = false;
+}
+
+// Lets warps of the group go on that waited for others to commit.
+void commit(Warp& warp, uint32_t, void* const*) {
+  WgmmaState& state = warp.wgmma;
+  state.groups.push_back(std::exchange(state.open, {}));
+  ++state.committed;
+  const int first_warp = warp.id / 4 * 4;
+  for (int i = 0; i < 4 && first_warp + 4 <= static_cast<int>(warp.block->warps.size()); ++i) {
+    Warp& other = warp.block->warps[first_warp + i];
+    if (other.wgmma.waits_for && perform_groups(*warp.block, first_warp, other.wgmma.waits_for)) {
+      wait_done(other);
+      other.ready = other.lanes;
+    }
+  }
+}
+
+void wait(Warp& warp, uint32_t, void* const* arguments) {
+  WgmmaState& state = warp.wgmma;
+  const auto pending = static_cast<uint64_t>(*static_cast<const int*>(arguments[0]));
+  if (state.committed <= pending) return;
+  state.waits_for = state.committed - pending;
+  if (perform_groups(*warp.block, warp.id / 4 * 4, state.waits_for)) wait_done(warp);
 }
 
 void issue(Warp& warp, uint32_t, void* const* arguments) {
@@ -169,9 +223,9 @@ void issue(Warp& warp, uint32_t, void* const* arguments) {
     state.digest = (state.digest ^ word) * 0x100000001b3u;
   if (!operation.registers_a)
     Operand(operation.a, operation.transposed_a, operation)
-        .read(warp.thread(0), warp.id % 4 * 16, 16, operation.site, [](int, int, uint16_t) {});
+        .read(&warp.thread(0), warp.id % 4 * 16, 16, operation.site, [](int, int, uint16_t) {});
   Operand(operation.b, operation.transposed_b, operation)
-      .read(warp.thread(0), 0, operation.columns, operation.site, [](int, int, uint16_t) {});
+      .read(&warp.thread(0), 0, operation.columns, operation.site, [](int, int, uint16_t) {});
   state.open.push_back(std::move(operation));
 }
 
@@ -185,36 +239,17 @@ void wgmma_fence(const Site& site) {
       site);
 }
 
-void wgmma_commit(const Site& site) {
-  collective(
-      "wgmma.commit_group", ~0u, Aligned::kYes, nullptr,
-      [](Warp& warp, uint32_t, void* const*) { warp.wgmma.groups.push_back(std::exchange(warp.wgmma.open, {})); },
-      site);
-}
+void wgmma_commit(const Site& site) { collective("wgmma.commit_group", ~0u, Aligned::kYes, nullptr, commit, site); }
 
 void wgmma_wait(int pending, const Site& site) {
-  collective(
-      "wgmma.wait_group", ~0u, Aligned::kYes, &pending,
-      [](Warp& warp, uint32_t, void* const* arguments) {
-        WgmmaState& state = warp.wgmma;
-        const auto left = static_cast<size_t>(*static_cast<const int*>(arguments[0]));
-        for (; state.groups.size() > left; state.groups.pop_front())
-          for (const WgmmaOperation& operation : state.groups.front()) {
-            operation.bf16 ? perform<Bf16>(warp, operation) : perform<Fp16>(warp, operation);
-            auto it = state.accumulators.find(operation.accumulator);
-            if (--it->second.in_flight) continue;
-            give_back(it->second, operation);
-            state.accumulators.erase(it);
-          }
-        if (state.groups.empty() && state.open.empty()) state.fenced = false;
-      },
-      site);
+  collective("wgmma.wait_group", ~0u, Aligned::kYes, &pending, wait, site);
+  while (current->warp->wgmma.waits_for) block_current("wgmma.wait_group", site);
 }
 
 void finish_wgmma(Block& block) {
   for (const Warp& warp : block.warps) {
     const WgmmaState &state = warp.wgmma, &first = block.warps[warp.id / 4 * 4].wgmma;
-    if (!state.open.empty() || !state.groups.empty())
+    if (!state.open.empty() || !state.accumulators.empty())
       fail("block " + std::to_string(block.serial) + " warp " + std::to_string(warp.id) +
            " ended with wgmma in flight");
     if (state.issued != first.issued || state.digest != first.digest)

@@ -1,8 +1,9 @@
 // wgmma m64nNk16: each warp of the group computes its 16 rows, as late as its waits allow.
 //
 //   issue      accumulators are taken out of the lanes (which get NaN), operands stay in shared memory
-//   wait       shared operands are read and multiplied, in order of issue
-//   last wait  for an accumulator: the lanes get it back
+//   wait       the first of the four warps to wait for a group waits until all four have issued it; then
+//              shared operands are read and multiplied for all of them, in order of issue
+//   own wait   the lanes of a warp get their accumulators back
 #pragma once
 
 #include <array>
@@ -17,7 +18,8 @@ namespace emu {
 struct Block;
 
 struct WgmmaAccumulator {
-  int columns = 0, in_flight = 0;
+  int columns = 0;
+  uint64_t last_group = 0;  // the last group that uses it, counting from 1
   std::array<float*, 32> lanes{};
   std::vector<float> values;  // [16][columns]
 };
@@ -33,7 +35,9 @@ struct WgmmaOperation {
 
 struct WgmmaState {
   std::vector<WgmmaOperation> open;               // issued, not committed
-  std::deque<std::vector<WgmmaOperation>> groups;  // committed, not waited for
+  std::deque<std::vector<WgmmaOperation>> groups;  // committed, not performed
+  uint64_t committed = 0, performed = 0;           // how many groups
+  uint64_t waits_for = 0;                          // groups that must be performed before the warp goes on
   std::map<float*, WgmmaAccumulator> accumulators;
   bool fenced = false;
   uint64_t issued = 0, digest = 0;  // how many, and which: the four warps must agree
