@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from ttc_runtime import commands
+
 app = typer.Typer(
     help="Test-time search over kernels that share every prefix.",
     no_args_is_help=True,
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 _out = Console()
 _err = Console(stderr=True)
+app.command()(commands.tree)
+app.command()(commands.metrics)
 
 
 def main() -> None:
@@ -104,8 +108,9 @@ def solve(
 ) -> None:
     """Solve a file of problems; a run that was interrupted goes on where it stopped."""
     from ttc_runtime import Budget, Engine, SamplingParams
-    from ttc_runtime.records import ResultWriter, read_problems
+    from ttc_runtime.records import read_problems
     from ttc_runtime.report import summary
+    from ttc_runtime.runs import run_to_file
     from ttc_runtime.strategies import make_strategy
 
     sampling = SamplingParams(temperature, top_k, top_p, min_p, max_tokens)
@@ -114,42 +119,55 @@ def solve(
     read = read_problems(problems, limit)
     for message in read.errors:
         _err.print(f"skipped: {message}", style="yellow", markup=False, soft_wrap=True)
-    with ResultWriter(out, strategy, seed) as writer:
-        todo = [record for record in read.records if str(record["id"]) not in writer.done]
-        if len(todo) < len(read.records):
-            _err.print(
-                f"{len(read.records) - len(todo)} of {len(read.records)} problems are "
-                f"in {out} already",
-                markup=False,
-                soft_wrap=True,
+
+    def make_engine() -> Engine:
+        _quiet_loading()
+        return Engine.from_pretrained(
+            model,
+            reward,
+            device=device,
+            dtype=dtype,
+            kv_memory=kv_memory,
+            page_size=page_size,
+            deterministic=deterministic,
+            step_separator=step_separator,
+        )
+
+    started, results = time.monotonic(), []
+    with progress_bar() as bar:
+        row = bar.add_task(strategy, total=len(read.records), note="")
+
+        def on_start(todo: int) -> None:
+            done, total = len(read.records) - todo, len(read.records)
+            if done:
+                bar.console.print(f"{done} of {total} problems are in {out} already", markup=False)
+            bar.update(row, completed=done)
+
+        def on_result(result) -> None:
+            results.append(result)
+            bar.update(row, advance=1, note=_note(results))
+            if result.error is not None:
+                message = f"problem {result.id}: {result.error}"
+                bar.console.print(message, style="red", markup=False, soft_wrap=True)
+
+        try:
+            run_to_file(
+                out,
+                read.records,
+                plan,
+                make_engine,
+                budget=budget,
+                seed=seed,
+                models={"model": model, "reward": reward},
+                on_start=on_start,
+                on_result=on_result,
             )
-        if todo:
-            _quiet_loading()
-            engine = Engine.from_pretrained(
-                model,
-                reward,
-                device=device,
-                dtype=dtype,
-                kv_memory=kv_memory,
-                page_size=page_size,
-                deterministic=deterministic,
-                step_separator=step_separator,
-            )
-            started, results = time.monotonic(), []
-            with progress_bar() as bar:
-                row = bar.add_task(strategy, total=len(todo), note="")
-                for result in engine.stream(todo, plan, budget, seed):
-                    writer.write(result)
-                    results.append(result)
-                    bar.update(row, advance=1, note=_note(results))
-                    if result.error is not None:
-                        bar.console.print(
-                            f"problem {result.id}: {result.error}",
-                            style="red",
-                            markup=False,
-                            soft_wrap=True,
-                        )
-            _out.print(summary(results, time.monotonic() - started, f"{strategy} on {model}"))
+        except KeyboardInterrupt:
+            kept = f"interrupted: {len(results)} more results are in {out}; run this again to go on"
+            bar.console.print(kept, style="yellow", markup=False, soft_wrap=True)
+            raise typer.Exit(130) from None
+    if results:
+        _out.print(summary(results, time.monotonic() - started, f"{strategy} on {model}"))
     if read.errors:
         raise typer.Exit(1)
 

@@ -11,6 +11,7 @@ from ttc_runtime.budget import Usage
 from ttc_runtime.rewards.spec import aggregate
 from ttc_runtime.scheduler import Task
 from ttc_runtime.strategies import Strategy, vote
+from ttc_runtime.tree import tree_nodes
 
 
 @dataclass
@@ -20,7 +21,8 @@ class Result:
     index: place among the problems. id, problem, answer_key: as given; answer_key is None where
     the right answer is not known. answer, text: the chosen answer, None if no completion states
     one, and the completion it is from. correct: whether it equals answer_key, None without one.
-    branches: the candidate completions. scores: their aggregated scores, NaN where not scored.
+    branches: the candidate completions. answers: what each states, or None. scores: their
+    aggregated scores, NaN where not scored. chosen: place of the completion the answer is from.
     pred_majority, pred_weighted, pred_naive: the answers by count, by summed score and by best
     score. tree: the root branch. usage: what it cost. stop_reason: ``finished``, ``budget`` or
     ``error``. seed, strategy: as run. error: why the problem failed, else None. exception:
@@ -37,7 +39,9 @@ class Result:
     text: str = ""
     correct: bool | None = None
     branches: list[Branch] = field(default_factory=list)
+    answers: list[str | None] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    chosen: int | None = None
     pred_majority: str | None = None
     pred_weighted: str | None = None
     pred_naive: str | None = None
@@ -49,7 +53,11 @@ class Result:
     info: dict = field(default_factory=dict)
 
     def record(self) -> dict:
-        """The result as one JSON object of a results file; scores that are NaN become null."""
+        r"""The result as one JSON object of a results file; scores that are NaN become null.
+
+        Columns are named as in search-and-learn, whose ``pred_maj@n`` and the like are the votes of
+        the first n completions, n a power of two, in ``\boxed{}``.
+        """
         return {
             "id": self.id,
             "problem": self.problem,
@@ -57,17 +65,44 @@ class Result:
             "pred": self.answer,
             "correct": self.correct,
             "completions": [branch.text for branch in self.branches],
-            "scores": [[s if s == s else None for s in b.step_scores] for b in self.branches],
+            "scores": [[_number(s) for s in b.step_scores] for b in self.branches],
+            "agg_scores": [_number(s) for s in self.scores],
+            "completion_tokens": [len(branch.tokens) for branch in self.branches],
             "pred_maj": self.pred_majority,
             "pred_weighted": self.pred_weighted,
             "pred_naive": self.pred_naive,
+            **self._subsets(),
             "usage": asdict(self.usage),
             "stop_reason": self.stop_reason,
             "seed": self.seed,
             "strategy": self.strategy,
+            "tree": self._tree(),
             **({"info": self.info} if self.info else {}),
             **({"error": self.error} if self.error is not None else {}),
         }
+
+    def _subsets(self) -> dict[str, str]:
+        columns, n = {}, 1
+        while n <= len(self.answers):
+            votes = vote(self.answers[:n], self.scores[:n])
+            places = {"maj": votes.majority, "weighted": votes.weighted, "naive": votes.naive}
+            for name, place in places.items():
+                answer = None if place is None else self.answers[place]
+                columns[f"pred_{name}@{n}"] = f"\\boxed{{{'' if answer is None else answer}}}"
+            n *= 2
+        return columns
+
+    def _tree(self) -> dict | None:
+        if self.tree is None:
+            return None
+        nodes, places = tree_nodes(self.tree)
+        ends = [places.get(id(branch)) for branch in self.branches]
+        chosen = None if self.chosen is None else ends[self.chosen]
+        return {"nodes": nodes, "completions": ends, "chosen": chosen}
+
+
+def _number(score: float) -> float | None:
+    return score if score == score else None
 
 
 def make_result(
@@ -107,9 +142,9 @@ def make_result(
     predictions = {name: None if i is None else answers[i] for name, i in places.items()}
     result.pred_majority = predictions["majority"]
     result.pred_weighted, result.pred_naive = predictions["weighted"], predictions["naive"]
-    chosen = places[outcome.select]
+    result.answers, result.chosen = answers, places[outcome.select]
     result.answer = predictions[outcome.select]
-    result.text = "" if chosen is None else texts[chosen]
+    result.text = "" if result.chosen is None else texts[result.chosen]
     result.correct = None if key is None else equivalent(result.answer, result.answer_key)
     result.stop_reason = "budget" if task.search.budget_hit else "finished"
     return result

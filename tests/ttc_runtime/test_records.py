@@ -63,6 +63,8 @@ def test_results_are_lines_with_the_agreed_keys(tmp_path):
         "correct",
         "completions",
         "scores",
+        "agg_scores",
+        "completion_tokens",
         "pred_maj",
         "pred_weighted",
         "pred_naive",
@@ -70,6 +72,7 @@ def test_results_are_lines_with_the_agreed_keys(tmp_path):
         "stop_reason",
         "seed",
         "strategy",
+        "tree",
     ]
 
 
