@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from dataclasses import dataclass, field
@@ -75,9 +76,10 @@ def settings(value: object) -> object:
         return [settings(item) for item in value]
     if isinstance(value, dict):
         return {str(key): settings(item) for key, item in value.items()}
-    if callable(value) or not hasattr(value, "__dict__"):
+    if inspect.isroutine(value) or isinstance(value, type) or not hasattr(value, "__dict__"):
         return getattr(value, "__qualname__", type(value).__qualname__)
-    return settings({key: item for key, item in vars(value).items() if key[:1] != "_"})
+    known = {key: settings(item) for key, item in vars(value).items() if key[:1] != "_"}
+    return {"type": type(value).__qualname__, **known}
 
 
 def read_results(path: str | Path) -> list[dict]:
