@@ -159,18 +159,19 @@ class Branch:
         return child
 
     def extend(self, text: str) -> None:
-        """Append given text, as if it had been generated; it reopens a finished branch.
+        """Append given text, as if it had been generated; it reopens a finished branch, without
+        text too.
 
         The text counts as prompt in `Usage`.
         """
         self._check_usable("extend")
+        self.stop_reason = None
         tokens = self.search.policy.encode(text)
         if tokens:
             self.sequence.tokens += tokens
             self.logprobs += [0.0] * len(tokens)
             self.sequence.logits = None
             self.search.usage.prompt += len(tokens)
-            self.stop_reason = None
 
     def free(self, reason: str | None = None) -> None:
         """Give up the pages. The text and scores stay readable; children are not affected.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ttc_runtime.answers import extract_answer, extractor_for, stated_answer
+from ttc_runtime.answers import extractor_for
 from ttc_runtime.budget import Budget
 from ttc_runtime.generation import Policy
 from ttc_runtime.loading import CAUSAL_LM, load_tokenizer, model_directory
@@ -44,8 +44,6 @@ class Engine:
     def __init__(self, policy: Policy, reward: RewardModel | None, extract, max_batch: int) -> None:
         self.policy, self.reward, self.extract = policy, reward, extract
         self.scorer = Scorer(reward) if reward else None
-        # The last number of a text is a guess: it ends no search.
-        self.states = stated_answer if extract is extract_answer else extract
         self.max_batch = max_batch
 
     @classmethod
@@ -190,7 +188,7 @@ class Engine:
         def starter(record: dict):
             def start():
                 search = Search(
-                    record["problem"], self.policy, self.scorer, limits, seed, self.states
+                    record["problem"], self.policy, self.scorer, limits, seed, self.extract
                 )
                 return search, strategy.run(search)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ttc_runtime.answers import stated_answer
+from ttc_runtime.answers import extract_answer, stated_answer
 from ttc_runtime.branch import Branch
 from ttc_runtime.budget import Budget, Usage
 from ttc_runtime.sampling import SamplingParams
@@ -104,8 +104,8 @@ class Search:
     """What a strategy sees of one problem.
 
     problem: its text. root: the branch that holds the prompt. scored: whether there is a reward
-    model. usage, budget: spent so far and at most. states: function that gives the answer a text
-    declares, or None. Raises ValueError for a prompt that leaves no
+    model. usage, budget: spent so far and at most. extract: function that gives the answer of a
+    solution's text, or None. Raises ValueError for a prompt that leaves no
     room to generate.
     """
 
@@ -116,11 +116,11 @@ class Search:
         scorer: Scorer | None,
         budget: Budget,
         seed: int,
-        states: Callable[[str], str | None] = stated_answer,
+        extract: Callable[[str], str | None] = extract_answer,
     ) -> None:
         self.problem, self.policy, self.scorer = problem, policy, scorer
         self.budget, self.seed, self.separator = budget, seed, policy.separator
-        self.usage, self.states = Usage(), states
+        self.usage, self.extract = Usage(), extract
         self.policy_ledger, self.reward_ledger = Ledger(), Ledger()
         self.sample_seconds = 0.0
         self.running: set[Branch] = set()
@@ -151,6 +151,11 @@ class Search:
     def aggregation(self) -> str:
         """How step scores become one score, as the reward model's format has it."""
         return self.scorer.reward.spec.aggregation if self.scorer is not None else "last"
+
+    def states_answer(self, text: str) -> bool:
+        """Whether a text declares an answer; a last number, which is but a guess, does not."""
+        states = stated_answer if self.extract is extract_answer else self.extract
+        return states(text) is not None
 
     @property
     def remaining_seconds(self) -> float:

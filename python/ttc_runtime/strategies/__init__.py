@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import MISSING, Field
 
 from ttc_runtime.sampling import SamplingParams
+from ttc_runtime.strategies.adaptive import Adaptive
 from ttc_runtime.strategies.base import Outcome, Strategy
 from ttc_runtime.strategies.beam import BeamSearch
 from ttc_runtime.strategies.best_of_n import BestOfN
+from ttc_runtime.strategies.budget_forcing import BudgetForcing
+from ttc_runtime.strategies.certainty import CertaintyProbes
+from ttc_runtime.strategies.decomposition import Decomposition
+from ttc_runtime.strategies.difficulty import estimate_difficulty
 from ttc_runtime.strategies.dvts import DVTS
+from ttc_runtime.strategies.early_termination import EarlyTermination
 from ttc_runtime.strategies.greedy import Greedy
 from ttc_runtime.strategies.mcts import MCTS
+from ttc_runtime.strategies.particle import ParticleFilter
+from ttc_runtime.strategies.plan_compare import PlanCompare
+from ttc_runtime.strategies.rebase import Rebase
+from ttc_runtime.strategies.retrieval import Retrieval
+from ttc_runtime.strategies.selection import AtLeast, Best, Softmax
 from ttc_runtime.strategies.self_consistency import SelfConsistency
+from ttc_runtime.strategies.speculative_rejection import SpeculativeRejection
+from ttc_runtime.strategies.steps import grow_steps, step_search
+from ttc_runtime.strategies.thought_switching import ThoughtSwitching
 from ttc_runtime.strategies.values import Confidence, Lookahead, RewardValue, Rollouts
 from ttc_runtime.strategies.voting import Votes, vote
 
@@ -19,24 +34,58 @@ __all__ = [
     "DVTS",
     "MCTS",
     "STRATEGIES",
+    "Adaptive",
+    "AtLeast",
     "BeamSearch",
+    "Best",
     "BestOfN",
+    "BudgetForcing",
+    "CertaintyProbes",
     "Confidence",
+    "Decomposition",
+    "EarlyTermination",
     "Greedy",
     "Lookahead",
     "Outcome",
+    "ParticleFilter",
+    "PlanCompare",
+    "Rebase",
+    "Retrieval",
     "RewardValue",
     "Rollouts",
     "SelfConsistency",
+    "Softmax",
+    "SpeculativeRejection",
     "Strategy",
+    "ThoughtSwitching",
     "Votes",
+    "estimate_difficulty",
+    "grow_steps",
     "make_strategy",
+    "step_search",
     "vote",
 ]
 
-STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    kind.name: kind for kind in (Greedy, SelfConsistency, BestOfN, BeamSearch, DVTS, MCTS)
-}
+_KINDS = (
+    Greedy,
+    SelfConsistency,
+    BestOfN,
+    BeamSearch,
+    DVTS,
+    Rebase,
+    ParticleFilter,
+    MCTS,
+    BudgetForcing,
+    ThoughtSwitching,
+    SpeculativeRejection,
+    EarlyTermination,
+    CertaintyProbes,
+    Adaptive,
+    Decomposition,
+    PlanCompare,
+    Retrieval,
+)
+STRATEGIES: dict[str, Callable[..., Strategy]] = {kind.name: kind for kind in _KINDS}
 """By their names on the command line."""
 
 
@@ -62,4 +111,11 @@ def make_strategy(
         settings.setdefault("n", n)
     if sampling is not None:
         settings["sampling"] = sampling
+    missing = {k for k, f in known.items() if _required(f)} - set(settings)
+    if missing:
+        raise ValueError(f"{name}: needs the settings {', '.join(sorted(missing))}")
     return STRATEGIES[name](**settings)
+
+
+def _required(field: Field) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -77,3 +78,12 @@ def require_reward(strategy: str, search: Search) -> None:
     """Raises ValueError where a strategy needs a reward model and the engine has none."""
     if not search.scored:
         raise ValueError(f"{strategy}: the engine was made without a reward model")
+
+
+def fill(template: str, **values: str) -> str:
+    """A prompt with values in place of ``{name}``; other braces stay, as LaTeX has many.
+
+    >>> fill("{problem} = {}", problem="1+1")
+    '1+1 = {}'
+    """
+    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)

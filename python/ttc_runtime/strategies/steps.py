@@ -17,7 +17,7 @@ Stop = Callable[[Search, Branch], bool]
 
 def states_answer(search: Search, branch: Branch) -> bool:
     """Whether a branch's last step declares an answer, such as a ``\\boxed{}``."""
-    return bool(branch.steps) and search.states(branch.steps[-1]) is not None
+    return bool(branch.steps) and search.states_answer(branch.steps[-1])
 
 
 def grow_steps(

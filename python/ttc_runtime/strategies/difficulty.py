@@ -1,0 +1,40 @@
+"""How hard a problem is, from its first samples."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Generator
+from typing import Any
+
+from ttc_runtime.answers import group
+from ttc_runtime.branch import Branch
+from ttc_runtime.sampling import SamplingParams
+from ttc_runtime.search import Generate, Score, Search
+from ttc_runtime.strategies.values import Confidence, RewardValue
+
+ESTIMATES = ("reward", "agreement", "confidence")
+
+
+def estimate_difficulty(
+    search: Search, samples: int, sampling: SamplingParams, by: str
+) -> Generator[Any, Any, tuple[float, list[Branch]]]:
+    """A difficulty in [0, 1] and the completions it was told from.
+
+    samples: completions. by: ``reward``, 1 less their mean reward; ``agreement``, 1 less the share
+    of the most frequent answer; ``confidence``, 1 less the policy's mean probability of a token.
+    Where there is a reward model the completions are scored whatever is asked.
+    """
+    branches = yield Generate(search.root.fork(samples), sampling)
+    if by == "reward":
+        values = yield from RewardValue()(search, branches, sampling)
+    elif by == "confidence":
+        values = yield from Confidence()(search, branches, sampling)
+    else:
+        counts = Counter(group([search.extract(branch.text) for branch in branches]))
+        del counts[-1]  # those without an answer agree with nothing
+        values = [max(counts.values(), default=0) / samples]
+    if search.scored and by != "reward":
+        yield Score(branches)
+    known = [v for v in values if not math.isnan(v)]
+    return 1 - sum(known) / len(known) if known else 1.0, branches
