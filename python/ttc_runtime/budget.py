@@ -42,7 +42,8 @@ class Usage:
     reward tokens taken from a prefix that another problem computed. recomputed: tokens, of
     either model, run a second time because memory ran out; 0 otherwise. peak_kv_tokens,
     peak_reward_kv_tokens: most distinct tokens holding KV at a time, those shared by branches
-    counted once. flops: 2 * weights of the linear layers * tokens run, for both models.
+    counted once. flops: 2 * weights of the linear layers * tokens run, for both models;
+    reward_flops: of these, the reward model's.
     seconds: by phase: ``prefill`` and ``decode`` (policy), ``sample``, ``score``: model time, a
     shared batch's split by rows; ``total``: wall clock from start to answer, other problems'
     work in between included.
@@ -58,6 +59,7 @@ class Usage:
     peak_kv_tokens: int = 0
     peak_reward_kv_tokens: int = 0
     flops: int = 0
+    reward_flops: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __add__(self, other: Usage) -> Usage:

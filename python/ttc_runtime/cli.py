@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 _out = Console()
 _err = Console(stderr=True)
+app.command()(commands.compare)
 app.command()(commands.tree)
 app.command()(commands.metrics)
 
@@ -53,7 +54,7 @@ def progress_bar() -> Progress:
     )
 
 
-def _quiet_loading() -> None:
+def quiet_loading() -> None:
     """Only one progress bar at a time: not transformers' own for each model."""
     from transformers.utils import logging
 
@@ -121,7 +122,7 @@ def solve(
         _err.print(f"skipped: {message}", style="yellow", markup=False, soft_wrap=True)
 
     def make_engine() -> Engine:
-        _quiet_loading()
+        quiet_loading()
         return Engine.from_pretrained(
             model,
             reward,
@@ -194,7 +195,7 @@ def demo(
     """Solve the zoo's arithmetic with greedy, self-consistency and best-of-N, and compare."""
     from ttc_runtime.demo import run_demo
 
-    _quiet_loading()
+    quiet_loading()
     run_demo(_out, progress_bar, n, limit, seed)
 
 

@@ -17,6 +17,7 @@ _HELP = {
     "peak_kv_tokens": ("most distinct tokens holding policy KV", ""),
     "peak_reward_kv_tokens": ("most distinct tokens holding reward KV", ""),
     "flops": ("floating point operations of both models", ""),
+    "reward_flops": ("of these, the reward model's", ""),
 }
 _LABELS = ("strategy", "seed", "id")
 

@@ -23,7 +23,7 @@ def run_to_file(
     models: dict[str, str | None] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_result: Callable[[Result], None] | None = None,
-) -> None:
+) -> dict:
     """Solve the problems that a results file lacks, each written when it is done.
 
     out: the results file, made if missing. In the end it holds the problems in their order, and but
@@ -31,7 +31,8 @@ def run_to_file(
     problems with ``id`` and ``problem``. engine: makes one; called only if there is work. budget,
     seed: as for `Engine.solve_all`. models: their names; results of other models, settings or
     budgets in the file are kept and do not count. on_start: told how many problems are to be
-    solved. on_result: told each result once it is written.
+    solved. on_result: told each result once it is written. Returns the ``config`` by which the
+    run's records are known.
     """
     config = {**(models or {}), "strategy": settings(strategy), "budget": settings(budget)}
     with ResultWriter(out, strategy.name, seed, config) as writer:
@@ -44,3 +45,4 @@ def run_to_file(
                 if on_result is not None:
                     on_result(result)
         writer.finish([record["id"] for record in records])
+        return writer.config

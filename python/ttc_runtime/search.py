@@ -188,7 +188,8 @@ class Search:
         usage.prompt += self.prompt_tokens - policy.reused
         usage.flops = 2 * self.policy.lane.model.num_weights * policy.run
         if self.scorer is not None:
-            usage.flops += 2 * self.scorer.lane.model.num_weights * reward.run
+            usage.reward_flops = 2 * self.scorer.lane.model.num_weights * reward.run
+            usage.flops += usage.reward_flops
         usage.seconds = {
             **policy.seconds,
             "sample": self.sample_seconds,
