@@ -10,7 +10,7 @@ from ttc_runtime.sequence import Sequence
 if TYPE_CHECKING:
     from ttc_runtime.search import Search
 
-FINISHED = frozenset({"eos", "stop", "length", "context", "budget"})
+FINISHED = frozenset({"eos", "stop", "length", "context", "budget", "unscorable"})
 """Stop reasons after which a branch grows no further; the others are None, ``step``, ``pause``."""
 
 
@@ -31,7 +31,8 @@ class Branch:
     numbers from the root. seed: its own random seed. prompt_tokens: tokens of its prompt.
     stop_reason: None while it can grow, ``step`` at the end of a step, ``pause`` where `Generate`
     was told to stop, or ``eos``, ``stop`` (a stop string), ``length`` (max_tokens), ``context``
-    (the model's longest input), ``budget``. steps: texts of its closed steps. step_scores: the
+    (the model's longest input), ``budget``, ``unscorable`` (a step that the reward model cannot
+    read: score_error says why, else it is None). steps: texts of its closed steps. step_scores: the
     reward model's score of each scored step. logprobs: of each generated token under the
     distribution it was drawn from.
 
@@ -50,7 +51,7 @@ class Branch:
         "path",
         "prompt_tokens",
         "reward",
-        "reward_ends",
+        "score_error",
         "search",
         "seed",
         "sequence",
@@ -83,7 +84,7 @@ class Branch:
         self.freed = False
         self.children: list[Branch] = []
         self.reward: Sequence | None = None
-        self.reward_ends: list[int] = []  # reward tokens up to the prompt's end and each step's
+        self.score_error: str | None = None
         self.step_starts = [len(tokens)]
         self.steps: list[str] = []
         self.step_scores: list[float] = []

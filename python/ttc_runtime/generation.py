@@ -29,6 +29,7 @@ class _Growth:
         "held",
         "limit",
         "sampling",
+        "score",
         "search",
         "seed",
         "sequence",
@@ -38,7 +39,7 @@ class _Growth:
     def __init__(self, branch: Branch, work: Generate, ends: TextEnds, limit: int) -> None:
         self.branch, self.search, self.sequence = branch, branch.search, branch.sequence
         self.seed, self.sampling, self.until_step = branch.seed, work.sampling, work.until_step
-        self.bias, self.ends, self.held = work.bias, ends, False
+        self.bias, self.score, self.ends, self.held = work.bias, work.score, ends, False
         cut = limit if work.new_tokens is None else len(self.sequence.tokens) + work.new_tokens
         self.limit, self.cut = min(limit, cut), cut < limit
 
@@ -91,6 +92,8 @@ class Policy:
             self._ends[work.sampling.stop] = ends
         for branch in work.branches:
             if branch.finished:
+                if work.score:
+                    self._score(branch)
                 continue
             search = branch.search
             first = len(branch.sequence.tokens) == branch.prompt_tokens
@@ -120,7 +123,7 @@ class Policy:
             self._settle_children(ready)
             kept = [g.sequence.logits for g in ready if g.sequence.logits is not None]
             self._sample(torch.stack(kept), ready)
-            self._decoding += [g for g in ready if g.branch in g.search.running]
+            self._decoding += [g for g in ready if g.branch.stop_reason is None]
         if not self._decoding and not prefill:
             return bool(ready)
         decode = [g.sequence for g in self._decoding]
@@ -144,7 +147,7 @@ class Policy:
         self._decoding = grown
         self._settle_children(grown)
         self._sample(logits, grown)
-        self._decoding = [g for g in grown if g.branch in g.search.running]
+        self._decoding = [g for g in grown if g.branch.stop_reason is None]
         return True
 
     def _settle_children(self, growths: list[_Growth]) -> None:
@@ -240,10 +243,22 @@ class Policy:
             growth.branch.close_step(at_end=True)
         growth.search.budget_hit |= reason == "budget"
         growth.search.running.discard(growth.branch)
+        if growth.score:
+            self._score(growth.branch)
         if growth.held:
             growth.held = False
             growth.search.held -= 1
         self.let_go(growth.search)
+
+    def _score(self, branch: Branch) -> None:
+        """Hand a branch to the reward model while others still grow."""
+        search = branch.search
+        if search.scorer is None:
+            raise ValueError("Generate: score=True needs an engine with a reward model")
+        try:
+            search.scorer.add(branch)
+        except ValueError as error:
+            search.failure = str(error)
 
     def _enforce_budgets(self) -> None:
         growing: dict[Search, list[_Growth]] = {}
@@ -263,8 +278,8 @@ class Policy:
                 self._stop(growth, "budget")
                 stopped = True
         if stopped:
-            self._decoding = [g for g in self._decoding if g.branch in g.search.running]
-            self._waiting = [g for g in self._waiting if g.branch in g.search.running]
+            self._decoding = [g for g in self._decoding if g.branch.stop_reason is None]
+            self._waiting = [g for g in self._waiting if g.branch.stop_reason is None]
 
     def active(self) -> set[int]:
         """Ids of the sequences that are growing, or that a waiting branch is to continue."""

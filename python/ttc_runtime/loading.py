@@ -11,7 +11,7 @@ import torch
 
 from ttc_runtime import attention
 
-CAUSAL_LM, TOKEN_CLASSIFICATION = "AutoModelForCausalLM", "AutoModelForTokenClassification"
+CAUSAL_LM, BACKBONE = "AutoModelForCausalLM", "AutoModel"
 
 
 def model_directory(name: str | Path) -> Path:
@@ -78,19 +78,22 @@ def load_tokenizer(directory: Path):
 def load_model(directory: Path, auto_class: str, device: torch.device, dtype):
     """A transformers model whose attention is ours, checked, on its device.
 
-    Raises ValueError for one that is missing, incomplete, not finite or not supported.
+    auto_class: `CAUSAL_LM`, or `BACKBONE`, a decoder without whatever head the checkpoint has. Code
+    in the directory is never run. Raises ValueError for one that is missing, incomplete, not finite
+    or not supported.
     """
     import transformers
 
     wanted = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, dtype)
     if wanted != "auto" and not isinstance(wanted, torch.dtype):
         raise ValueError(f"dtype: expected 'auto' or a torch dtype, got {dtype!r}")
-    config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(directory, **local)
     _check_config(config, directory, auto_class)
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
             directory,
-            local_files_only=True,
+            **local,
             dtype=wanted,
             attn_implementation=attention.NAME,
             output_loading_info=True,
@@ -114,7 +117,7 @@ def load_model(directory: Path, auto_class: str, device: torch.device, dtype):
 def _check_config(config, directory: Path, auto_class: str) -> None:
     kind = auto_class.removeprefix("AutoModel")
     names = config.architectures or []
-    if not any(name.endswith(kind) for name in names):
+    if auto_class != BACKBONE and not any(name.endswith(kind) for name in names):
         raise ValueError(f"{directory}: expected a model of the kind ...{kind}, got {names}")
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in [ropes, *(value for value in ropes.values() if isinstance(value, dict))]:

@@ -6,12 +6,13 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ttc_kernels import PagePool
+from ttc_kernels import PagePool, StepHead, score_steps
 from ttc_kernels.kv_cache import copy_pages
 from ttc_runtime import attention
 from ttc_runtime.batch import Batch, Rows
@@ -27,7 +28,7 @@ _SERIAL_WEIGHTS = 4_000_000  # models below run on one thread: threads would mos
 class PagedModel:
     """A transformers model whose attention reads and writes a page pool.
 
-    directory: local model directory. auto_class: `CAUSAL_LM` or `TOKEN_CLASSIFICATION`. device,
+    directory: local model directory. auto_class: `CAUSAL_LM` or `BACKBONE`. device,
     backend: as for `resolve_device`. dtype: ``auto`` keeps the checkpoint's, except float16 on a
     CPU, which becomes float32; or a torch dtype or its name. page_size: tokens to a page.
     deterministic: a row's bits do not depend on the rows beside it. row_block: rows to each matrix
@@ -74,9 +75,25 @@ class PagedModel:
         self.row_block = row_block if deterministic else 1
         if deterministic:
             make_row_independent(self.model, row_block)
+        self._head: StepHead | None = None
+        self._norm: tuple[Tensor, float] | None = None
         self._pool: PagePool | None = None
         self.k_caches: list[Tensor] = []
         self.v_caches: list[Tensor] = []
+
+    def attach_head(self, head: StepHead) -> None:
+        """Make the outputs scores: `score_steps` on the rows wanted, the final norm with it.
+
+        head: for the backbone's width.
+        """
+        norm: Any = getattr(self.model, "norm", None)
+        if type(norm).__name__.endswith("RMSNorm"):
+            gain = norm.weight + 1 if type(norm).__name__.startswith("Gemma") else norm.weight
+            eps = getattr(norm, "variance_epsilon", None) or norm.eps
+            self._norm = gain.float(), float(eps)
+            self.model.norm = nn.Identity()
+        self._head = head
+        self.num_weights += sum(weight.numel() for weight in head.weights)
 
     @property
     def pool(self) -> PagePool:
@@ -158,15 +175,15 @@ class PagedModel:
         token_ids, positions: int64[T], the branches' new tokens one branch after the other. slots:
         int32[T], from the branches' ``append``. branches: the B pool branches. kv_lens, q_lens:
         int32[B], tokens, the new ones included and alone. keep: int64[R], the rows (0 to T - 1)
-        whose outputs are wanted. Returns logits ``[R, vocab]``, or ``[R, labels]``, valid until the
-        next pass.
+        whose outputs are wanted. Returns logits ``[R, vocab]``, or with a
+        head scores ``[R]``, valid until the next pass.
         """
         self.run_copies()
         tables = self.pool.block_tables(branches)
         return self.runner.run(Rows(token_ids, positions, slots, tables, kv_lens, q_lens, keep))
 
     def _compute(self, batch: Batch) -> Tensor:
-        """The outputs of a batch, ``[num_outputs, n]``."""
+        """The outputs of a batch, ``[num_outputs, vocab]`` or scores ``[num_outputs]``."""
         tree = attention.TreeForward(self.k_caches, self.v_caches, batch, self.backend)
         inputs = {
             "input_ids": batch.token_ids[None],
@@ -174,14 +191,15 @@ class PagedModel:
             "use_cache": False,
             "tree": tree,
         }
-        if hasattr(self.model, "lm_head"):
-            logits = self.model(**inputs, logits_to_keep=batch.keep).logits[0]
+        if self._head is None:
+            outputs = self.model(**inputs, logits_to_keep=batch.keep).logits[0]
         else:
-            logits = self.model(**inputs).logits[0][batch.keep]
+            hidden = self.model(**inputs).last_hidden_state[0]
+            outputs = score_steps(hidden, batch.keep, self._head, norm=self._norm)
         if tree.layers_run != self.config.num_hidden_layers:
             raise RuntimeError(
                 f"{type(self.model).__name__}: {tree.layers_run} of "
                 f"{self.config.num_hidden_layers} layers called the registered attention; "
                 "this architecture is not supported"
             )
-        return logits
+        return outputs

@@ -2,14 +2,55 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
 from ttc_runtime.branch import Branch
 from ttc_runtime.lane import Lane
 from ttc_runtime.rewards import RewardModel
+from ttc_runtime.rewards.format import Written, common_prefix
 from ttc_runtime.search import Score, Search
 from ttc_runtime.sequence import Ledger, Sequence
 
 _NAN = float("nan")
 _PATIENCE = 8  # steps a small batch may wait for more work to fill a row block
+
+
+@dataclass(eq=False)
+class _Node:
+    """A problem and some of its steps, as the reward model reads them.
+
+    Branches whose texts agree so far share it, so its tokens are run once and its score is known
+    to all of them. sequence holds its tokens; ends in it are tokens up to a node. probe: what is
+    appended to it on a scratch branch, and what a judge wrote there, while it is being scored.
+
+        root ── node: step 1 ─┬─ node: step 2      one sequence as long as nothing forks
+                              └─ node: step 2'     a sequence of its own, on the same pages
+    """
+
+    key: bytes
+    text: Written
+    sequence: Sequence
+    score: float | None = None
+    probe: Sequence | None = None
+    critique: list[int] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return len(self.text.tokens)
+
+
+@dataclass(eq=False)
+class _Book:
+    """What is known about one problem. nodes: by a digest of their tokens. paths: nodes of each
+    branch, the prompt's first. waiting: nodes to be scored, by the sequence that holds them."""
+
+    nodes: dict[bytes, _Node] = field(default_factory=dict)
+    paths: dict[Branch, list[_Node]] = field(default_factory=dict)
+    waiting: dict[int, list[_Node]] = field(default_factory=dict)
 
 
 class Scorer:
@@ -21,7 +62,7 @@ class Scorer:
     def __init__(self, reward: RewardModel) -> None:
         self.reward, self.lane = reward, Lane(reward.model)
         self._jobs: list[Branch] = []
-        self._owners: dict[int, Branch] = {}
+        self._books: dict[Search, _Book] = {}
         self._waited = 0
 
     def ledger(self, search: Search) -> Ledger:
@@ -30,48 +71,94 @@ class Scorer:
     def submit(self, work: Score) -> None:
         """Start scoring the branches' closed steps; they leave `search.running` when done."""
         for branch in work.branches:
-            search = branch.search
-            self._extend(branch, len(branch.steps))
-            if search.remaining_seconds <= 0:
-                search.budget_hit = True
-            elif not _all_scored(branch):
-                self._jobs.append(branch)
-                search.running.add(branch)
+            self.add(branch)
 
-    def _extend(self, branch: Branch, num_steps: int) -> None:
-        """Bring the reward sequence of a branch, and of those it was forked from, to `num_steps`.
+    def add(self, branch: Branch) -> None:
+        """Start scoring one branch's closed steps, if there are new ones."""
+        search = branch.search
+        self._extend(branch)
+        if search.remaining_seconds <= 0:
+            search.budget_hit = True
+        elif not self._take_scores(branch):
+            self._jobs.append(branch)
+            search.running.add(branch)
 
-        Steps beyond the model's context or the budget stay without a score.
+    def _extend(self, branch: Branch) -> None:
+        """Bring a branch's path to its closed steps.
+
+        Steps beyond the model's context or the budget, and such as the format refuses, stay without
+        a score; so do those behind them.
         """
-        search, parent = branch.search, branch.parent
-        tokenizer, spec = self.reward.tokenizer, self.reward.spec
-        if branch.reward is None:
-            if parent is None:
-                prompt = spec.prompt_tokens(tokenizer, search.problem)
-                branch.reward = Sequence(prompt, search.reward_ledger, owner=branch)
-                branch.reward_ends = [len(prompt)]
-            else:
-                inherited = _inherited_steps(branch)
-                self._extend(parent, inherited)
-                branch.reward_ends = parent.reward_ends[: inherited + 1]
-                tokens = _reward(parent).tokens[: branch.reward_ends[-1]]
-                branch.reward = Sequence(tokens, search.reward_ledger, parent.reward, branch)
-        branch.step_scores += [_NAN] * (num_steps - len(branch.step_scores))
-        for step in branch.steps[len(branch.reward_ends) - 1 : num_steps]:
-            ids = spec.step_tokens(tokenizer, step)
-            end = branch.reward_ends[-1] + len(ids)
-            if end > self.lane.model.max_positions or not self._affordable(search, len(ids)):
+        search = branch.search
+        book = self._books.setdefault(search, _Book())
+        path = book.paths.get(branch) or self._known_path(book, branch)
+        fresh = []
+        for number in range(len(path), len(branch.steps) + 1):
+            try:
+                text = self.reward.format.extend(path[-1].text, branch.steps[number - 1])
+                self.reward.check_length(text, number)
+            except ValueError as error:
+                branch.score_error = str(error)
                 break
-            branch.reward.tokens += ids
-            branch.reward_ends.append(end)
-        self._owners[id(branch.reward)] = branch
+            key = _digest(text.tokens)
+            node = book.nodes.get(key)
+            if node is None:
+                if not self._affordable(search, path[-1], text):
+                    branch.score_error = "budget"
+                    break
+                node = _Node(key, text, path[-1].sequence)
+                fresh.append(node)
+            path.append(node)
+        if branch.score_error not in (None, "budget") and not branch.finished:
+            branch.stop_reason = "unscorable"
+        book.paths[branch] = path
+        branch.step_scores += [_NAN] * (len(branch.steps) - len(branch.step_scores))
+        known = path[len(path) - len(fresh) - 1]
+        branch.reward = self._sequence(branch, known, fresh)
+        for node in fresh:
+            node.sequence = branch.reward
+            book.nodes[node.key] = node
+            book.waiting.setdefault(id(branch.reward), []).append(node)
 
-    def _affordable(self, search: Search, tokens: int) -> bool:
+    def _known_path(self, book: _Book, branch: Branch) -> list[_Node]:
+        """The nodes that a new branch shares with the one it was forked from."""
+        if branch.parent is None:
+            text = self.reward.format.prompt(branch.search.problem)
+            self.reward.check_length(text, 0)
+            sequence = Sequence(text.tokens, branch.search.reward_ledger, None, branch)
+            root = _Node(_digest(text.tokens), text, sequence)
+            return [book.nodes.setdefault(root.key, root)]
+        above = book.paths.get(branch.parent) or self._known_path(book, branch.parent)
+        same = 0
+        for mine, theirs in zip(branch.steps, branch.parent.steps, strict=False):
+            if mine != theirs:
+                break
+            same += 1
+        return above[: same + 1]
+
+    def _sequence(self, branch: Branch, known: _Node, fresh: list[_Node]) -> Sequence:
+        """The sequence of a branch whose last known node is `known`, with the fresh ones in it."""
+        sequence = branch.reward
+        tokens = fresh[-1].text.tokens if fresh else known.text.tokens
+        if sequence is not None and sequence.tokens in (tokens, tokens[: known.end]):
+            sequence.tokens += tokens[len(sequence.tokens) :]
+            return sequence
+        # Where the tokenizer joins text to the last token, only what changed is run again.
+        shared = common_prefix(known.text.tokens, tokens)
+        branch.search.reward_ledger.recomputed += known.end - shared
+        new = Sequence(tokens[:shared], branch.search.reward_ledger, known.sequence, branch)
+        new.tokens += tokens[shared:]
+        return new
+
+    def _affordable(self, search: Search, before: _Node, text: Written) -> bool:
         limit = search.budget.scored_tokens
         if limit is None:
             return True
         if search.scoring_committed == 0:
-            search.scoring_committed = search.root.reward_ends[0]
+            search.scoring_committed = len(self.reward.format.prompt(search.problem).tokens)
+        tokens = len(text.tokens) - common_prefix(before.text.tokens, text.tokens)
+        tokens += len(self.reward.format.probe(text)[1])
+        tokens += self.reward.verdict.longest if self.reward.verdict else 0
         if search.scoring_committed + tokens > limit:
             search.budget_hit = True
             return False
@@ -88,48 +175,105 @@ class Scorer:
             branch.search.budget_hit = True
             self._finish(branch)
         jobs = [b for b in self._jobs if not b.search.paused]
-        small = sum(_reward(b).pending for b in jobs) < self.lane.model.row_block
+        wanted = {id(s): s for branch in jobs for s in self._next(branch)}
+        small = sum(s.pending for s in wanted.values()) < self.lane.model.row_block
         if not jobs or (small and not idle and self._waited < _PATIENCE):
             self._waited += bool(jobs)
             return False
         self._waited = 0
         batch: dict[int, Sequence] = {}
-        for branch in jobs:
-            target = self.lane.prepare(_unscored(branch), sampled=False)
+        for sequence in wanted.values():
+            target = self.lane.prepare(sequence, sampled=False)
             if target is not None:
                 batch[id(target)] = target
-        wanted: list[tuple[Branch, int]] = []
-        logits, _ = self.lane.run([], list(batch.values()), self._collector(wanted))
-        for (branch, k), score in zip(wanted, self.reward.probabilities(logits), strict=True):
-            branch.step_scores[k] = score
+        reads: list[_Node] = []
+        nodes = {id(node.probe): node for branch in jobs for node in self._unscored(branch)}
+        books = {id(s): self._books[s.owner.search] for s in batch.values() if s.owner is not None}
+
+        def ends(sequence: Sequence, first: int, end: int) -> list[int]:
+            probed = nodes.get(id(sequence))
+            if probed is not None:
+                reads.extend([probed] if end == len(sequence.tokens) else [])
+                return [end - 1] if end == len(sequence.tokens) else []
+            if self.reward.spec.probe is not None or id(sequence) not in books:
+                return []
+            waiting = books[id(sequence)].waiting.get(id(sequence), [])
+            here = [n for n in waiting if n.score is None and first < n.end <= end]
+            reads.extend(here)
+            return [node.end - 1 for node in here]
+
+        outputs, _ = self.lane.run([], list(batch.values()), ends)
+        self._read(reads, outputs)
         for branch in jobs:
-            if _all_scored(branch):
+            if self._take_scores(branch):
                 self._finish(branch)
         return True
 
-    def _collector(self, wanted: list[tuple[Branch, int]]):
-        """A function for `Lane.run` that notes the step of each output it asks for."""
+    def _next(self, branch: Branch) -> list[Sequence]:
+        """What has to be run next for a branch: a sequence, or scratch branches of its nodes."""
+        nodes = self._unscored(branch)
+        missing = [n for n in nodes if n.sequence.kv is None or n.sequence.length < n.end]
+        if self.reward.spec.probe is None or missing:
+            return [(missing or nodes)[0].sequence]
+        for node in nodes:
+            if node.probe is None:
+                held, (keep, probe) = node.sequence, self.reward.format.probe(node.text)
+                node.probe = Sequence(node.text.tokens[:keep], held.ledger, held, held.owner)
+                node.probe.tokens += probe
+        return [node.probe for node in nodes if node.probe is not None]
 
-        def step_ends(sequence: Sequence, first: int, end: int) -> list[int]:
-            branch = self._owners[id(sequence)]
-            steps = [k for k, e in enumerate(branch.reward_ends[1:]) if first < e <= end]
-            wanted.extend((branch, k) for k in steps)
-            return [branch.reward_ends[k + 1] - 1 for k in steps]
+    def _read(self, nodes: list[_Node], outputs: Tensor) -> None:
+        """Take the scores of nodes from the model's outputs, one row each."""
+        verdict = self.reward.verdict
+        if verdict is None:
+            for node, score in zip(nodes, self.reward.probabilities(outputs), strict=True):
+                self._settle(node, score)
+            return
+        for node, logits in zip(nodes, outputs, strict=True):
+            found = verdict.advance(node.critique, logits)
+            if isinstance(found, float):
+                self._settle(node, found)
+            elif node.probe is not None:
+                node.critique += found
+                node.probe.tokens += found
 
-        return step_ends
+    def _settle(self, node: _Node, score: float) -> None:
+        node.score = score
+        if node.probe is not None:
+            self.lane.release(node.probe)
+            node.probe = None
+
+    def _unscored(self, branch: Branch) -> list[_Node]:
+        path = self._books[branch.search].paths[branch]
+        return [node for node in path[1:] if node.score is None]
+
+    def _take_scores(self, branch: Branch) -> bool:
+        """Copy to a branch the scores its nodes have. True if none is missing."""
+        path = self._books[branch.search].paths[branch]
+        scores = [_NAN if node.score is None else node.score for node in path[1:]]
+        branch.step_scores[: len(scores)] = scores
+        return all(node.score is not None for node in path[1:])
 
     def _finish(self, branch: Branch) -> None:
         self._jobs.remove(branch)
         branch.search.running.discard(branch)
+        reward, book = branch.reward, self._books[branch.search]
+        if reward is None:
+            return
+        waiting = [node for node in book.waiting.get(id(reward), []) if node.score is None]
+        book.waiting[id(reward)] = waiting
+        above = reward.parent
+        if reward.kv is None and above and above.kv and above.length >= reward.fork_len:
+            self.lane.prepare(reward, sampled=False)  # holds shared pages when a twin gives up its
 
     def active(self) -> set[int]:
         """Ids of the sequences being scored, or that one being scored continues."""
-        sequences = [_reward(b) for b in self._jobs]
-        return {id(s) for s in sequences} | {id(s.parent) for s in sequences if s.kv is None}
+        busy = [s for b in self._jobs for s in [*self._next(b), b.reward] if s is not None]
+        return {id(s) for s in busy} | {id(s.parent) for s in busy if s.kv is None}
 
     def hold(self, search: Search) -> bool:
         """Give up pages of jobs under way but for the first. False if there are none."""
-        first = next((_unscored(b) for b in self._jobs if b.search is search), None)
+        first = next((self._next(b)[0] for b in self._jobs if b.search is search), None)
         kept = set()
         while first is not None:
             kept.add(id(first))
@@ -146,31 +290,8 @@ class Scorer:
     def cancel(self, search: Search) -> None:
         """Forget a problem and its work."""
         self._jobs = [b for b in self._jobs if b.search is not search]
-        self._owners = {k: b for k, b in self._owners.items() if b.search is not search}
+        self._books.pop(search, None)
 
 
-def _reward(branch: Branch) -> Sequence:
-    if branch.reward is None:
-        raise RuntimeError(f"scorer: branch {branch.path} has not been submitted")
-    return branch.reward
-
-
-def _unscored(branch: Branch) -> Sequence:
-    """The sequence to run: the branch's own, or, if it has no step of its own, its parent's."""
-    while branch.parent and len(_reward(branch).tokens) == _reward(branch).fork_len:
-        branch = branch.parent
-    return _reward(branch)
-
-
-def _all_scored(branch: Branch) -> bool:
-    """Whether the steps that can be scored are; takes over the scores of steps forked from."""
-    if branch.parent is not None and branch.reward_ends:
-        inherited = _inherited_steps(branch)
-        _all_scored(branch.parent)
-        branch.step_scores[:inherited] = branch.parent.step_scores[:inherited]
-    return not any(s != s for s in branch.step_scores[: len(branch.reward_ends) - 1])
-
-
-def _inherited_steps(branch: Branch) -> int:
-    """Number of steps that were closed before the branch was forked."""
-    return sum(start <= branch.sequence.fork_len for start in branch.step_starts[1:])
+def _digest(tokens: list[int]) -> bytes:
+    return hashlib.blake2b(np.array(tokens, np.int64).tobytes(), digest_size=16).digest()

@@ -26,7 +26,8 @@ class Generate:
     Yielding it from a strategy gives back the branches. Those already finished are left alone.
     new_tokens: at most so many each; a branch that they end is closed as a step with `until_step`,
     and stops with ``pause`` otherwise. bias: function of a branch that gives token ids and what to
-    add to their logits before the next token is drawn, or None.
+    add to their logits before the next token is drawn, or None. score: score each branch's closed
+    steps as soon as it stops, while the others go on; the work ends when all are scored.
     """
 
     branches: list[Branch]
@@ -34,6 +35,7 @@ class Generate:
     until_step: bool = False
     new_tokens: int | None = None
     bias: Callable[[Branch], tuple[list[int], float] | None] | None = None
+    score: bool = False
 
     def __post_init__(self) -> None:
         if self.new_tokens is not None and self.new_tokens < 1:
@@ -45,7 +47,7 @@ class Score:
     """Work: score the closed steps of branches, of which only new ones are run.
 
     Yielding it gives back each branch's ``step_scores``. A score is NaN where the budget or the
-    reward model's context ended first.
+    reward model's context ended first; ``branch.score_error`` says why.
     """
 
     branches: list[Branch]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES
 from transformers import AutoModelForCausalLM
-from ttc_runtime.loading import CAUSAL_LM, TOKEN_CLASSIFICATION, model_directory
+from ttc_runtime.loading import CAUSAL_LM, model_directory
 from ttc_runtime.models import PagedModel
 
 
@@ -117,19 +117,6 @@ def test_float16_becomes_float32_on_a_cpu_and_bfloat16_stays(tiny_model):
     assert open_model(tiny_model("Llama", dtype=torch.bfloat16)).model.dtype == torch.bfloat16
 
 
-def test_token_classification_equals_transformers(tiny_model):
-    from transformers import AutoModelForTokenClassification
-
-    directory = tiny_model("Llama", "ForTokenClassification")
-    model = open_model(directory, auto_class=TOKEN_CLASSIFICATION)
-    ids = np.arange(4, 30)
-    logits = run(model, [(model.pool.new_branch(), ids)], keep=[3, 25])
-    plain = AutoModelForTokenClassification.from_pretrained(directory)
-    with torch.no_grad():
-        expected = plain(torch.from_numpy(ids)[None]).logits[0, [3, 25]]
-    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-
-
 def test_unknown_directory_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"local directory with config\.json.*nowhere"):
         model_directory(tmp_path / "nowhere")
@@ -143,7 +130,6 @@ def test_unknown_directory_is_named(tmp_path):
         ({"page_size": 5}, "page_size: expected one of .* got 5"),
         ({"row_block": 20}, "row_block: .* got 20"),
         ({"dtype": "float99"}, "dtype: .*float99"),
-        ({"auto_class": TOKEN_CLASSIFICATION}, "kind ...ForTokenClassification"),
     ],
 )
 def test_bad_arguments(tiny_model, arguments, message):

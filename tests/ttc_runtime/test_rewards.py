@@ -45,7 +45,8 @@ def test_specs_are_data(tmp_path):
     assert RewardSpec.load(file).aggregation == "min"
     for content, message in (
         ("{", "mine.json: "),
-        ('{"name": "x"}', "missing"),
+        ('{"step": "x"}', "missing"),
+        ('{"name": "x"}', "head kind must be one of"),
         (json.dumps({**shipped.__dict__, "aggregation": "best"}), "best"),
     ):
         file.write_text(content)
@@ -58,14 +59,17 @@ def test_specs_are_data(tmp_path):
 def test_a_label_the_model_lacks(tmp_path, tiny_model):
     spec = tmp_path / "spec.json"
     shipped = RewardSpec.load("token_classification").__dict__
-    spec.write_text(json.dumps({**shipped, "good_label": 2}))
-    with pytest.raises(ValueError, match="good_label must be a label of the model, 0 to 1, got 2"):
+    spec.write_text(json.dumps({**shipped, "head": {**shipped["head"], "good": [2]}}))
+    with pytest.raises(ValueError, match=r"good must name outputs in \[0, 2\), got \(2,\)"):
         RewardModel.from_pretrained(tiny_model("Llama", "ForTokenClassification"), spec)
 
 
 def test_a_policy_is_no_reward_model(tiny_model):
-    with pytest.raises(ValueError, match="ForTokenClassification"):
-        RewardModel.from_pretrained(tiny_model("Llama"))
+    directory = tiny_model("Llama")
+    with pytest.raises(ValueError, match=r"found architectures \['LlamaForCausalLM'\] in") as error:
+        RewardModel.from_pretrained(directory)
+    for known in ("qwen2.5-math-prm", "skywork-o1-open-prm", "openrlhf: only by name"):
+        assert known in str(error.value)
 
 
 def test_solutions_longer_than_the_reward_models_context(make_engine, tiny_model):
