@@ -178,6 +178,58 @@ def _note(results: list) -> str:
     return f"{100 * sum(known) / len(known):.0f} % right" if known else ""
 
 
+@app.command("train-prm")
+def train_prm_command(
+    policy: Annotated[str, typer.Option(help="Model that solves and rolls out: directory or zoo:")],
+    problems: Annotated[str, typer.Option(help="Problems with answers, one JSON object a line.")],
+    base: Annotated[str, typer.Option(help="Model to fine-tune: a local directory or zoo:NAME.")],
+    out: Annotated[str, typer.Option(help="Directory of the reward model, and labels.jsonl.")],
+    solutions: Annotated[int, typer.Option(help="Solutions to label, of each problem.")] = 2,
+    rollouts: Annotated[int, typer.Option(help="Rollouts from each step.")] = 8,
+    steps: Annotated[int, typer.Option(help="Updates.")] = 400,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens to a batch, about.")] = 2048,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    temperature: Annotated[float, typer.Option(help="Of solutions and rollouts.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest solution.")] = 2048,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many problems.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+    step_separator: Annotated[str | None, typer.Option(help="Text closing a step.")] = None,
+    kv_memory: Annotated[str, typer.Option(help="Memory of the KV cache.")] = "1GiB",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda, for the rollouts.")] = "auto",
+) -> None:
+    """Train a process reward model: label steps by rollouts, then fine-tune; labels are reused."""
+    import json
+    from pathlib import Path
+
+    from ttc_runtime import Engine, SamplingParams
+    from ttc_runtime.records import read_problems
+    from ttc_runtime.training import label_steps, read_labels, train_prm
+
+    directory = Path(out)
+    directory.mkdir(parents=True, exist_ok=True)
+    labels = directory / "labels.jsonl"
+    quiet_loading()
+    if not labels.is_file():
+        records = read_problems(problems, limit).records
+        engine = Engine.from_pretrained(
+            policy, device=device, kv_memory=kv_memory, step_separator=step_separator
+        )
+        sampling = SamplingParams(temperature, max_tokens=max_tokens)
+        rows = label_steps(engine, records, solutions, rollouts, sampling=sampling, seed=seed)
+        part = labels.with_suffix(".part")
+        with progress_bar() as bar, part.open("w") as file:
+            row = bar.add_task("labels", total=solutions * len(records), note="")
+            for labelled in rows:
+                file.write(json.dumps(labelled) + "\n")
+                bar.update(row, advance=1)
+        part.rename(labels)
+    train_prm(
+        read_labels(labels), base, out, steps=steps, tokens=batch_tokens, lr=lr, seed=seed,
+        log=lambda line: _err.print(line, markup=False, highlight=False),
+    )  # fmt: skip
+    _out.print(f"reward model in {directory}", markup=False, soft_wrap=True)
+
+
 @app.command()
 def env() -> None:
     """Print the report to paste into a bug report."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,22 +79,16 @@ def log_start(name: str, model: torch.nn.Module, recipe: Recipe) -> None:
     log(f"{name}: {size} parameters, {recipe}")
 
 
-def padded(rows: Sequence[Sequence[float]], value: float) -> torch.Tensor:
-    """Rows of different lengths as [B, T], filled up on the right with ``value``.
+def save(
+    model: LlamaForCausalLM | LlamaForTokenClassification, name: str, directory: Path | None = None
+) -> None:
+    """Write a model's weights, rounded to float16, and the tokenizer into its zoo directory.
 
-    int64 or float32, as the numbers are.
-
-    >>> padded([[1, 2], [3]], 0).tolist()
-    [[1, 2], [3, 0]]
+    directory: another one to write to.
     """
-    width = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
-
-
-def save(model: LlamaForCausalLM | LlamaForTokenClassification, name: str) -> None:
-    """Write a model's weights, rounded to float16, and the tokenizer into its zoo directory."""
+    directory = directory or path(name)
     state = {key: value.to(torch.float16) for key, value in model.state_dict().items()}
     state.pop("lm_head.weight", None)  # tied to the embedding
-    model.save_pretrained(path(name), state_dict=state)
-    (path(name) / "model.safetensors").chmod(0o644)
-    specs.save_tokenizer(path(name))
+    model.save_pretrained(directory, state_dict=state)
+    (directory / "model.safetensors").chmod(0o644)
+    specs.save_tokenizer(directory)

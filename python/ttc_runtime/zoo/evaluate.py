@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from transformers import LlamaForCausalLM, LlamaForTokenClassification
@@ -18,16 +19,19 @@ _SAMPLES = 16
 _SEED = 6
 
 
-def evaluate(log: Callable[[str], None]) -> None:
+def evaluate(log: Callable[[str], None], reward: Path | None = None) -> None:
     """Log, for each policy and difficulty, greedy, majority and best-of-16 accuracy, and PRM AUC.
 
-    log: takes one line of text. Best-of-16 picks the solution whose last step scores highest;
-    samples are drawn at temperature 1.
+    log: takes one line of text. reward: directory of another reward model than arith-prm.
+    Best-of-16 picks the solution whose worst step scores highest; samples are drawn at temperature
+    1.
 
     >>> evaluate(print)  # doctest: +SKIP
     """
     rows = [json.loads(line) for line in problems("arith-test").read_text().splitlines()]
-    prm = LlamaForTokenClassification.from_pretrained(path("arith-prm"), dtype=torch.float32)
+    prm = LlamaForTokenClassification.from_pretrained(
+        reward or path("arith-prm"), dtype=torch.float32
+    )
     prm.eval()
     for name in MODELS[:3]:
         model = LlamaForCausalLM.from_pretrained(path(name), dtype=torch.float32).eval()

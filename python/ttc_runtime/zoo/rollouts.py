@@ -8,59 +8,51 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from transformers import LlamaForCausalLM
+from ..engine import Engine
+from ..sampling import SamplingParams
+from ..training import label_steps
+from . import arith
 
-from . import arith, path
-from .sampling import complete, split_steps
-
-_PROBLEMS_PER_LENGTH = 500
 _SOLUTIONS = 2
 _ROLLOUTS = 8
 _SEED = 5
+_LONGEST = 160  # tokens of a solution
 
 
-def label_rollouts(out: Path, log: Callable[[str], None]) -> None:
-    """Sample solutions of training problems and label each step softly.
+def training_problems(per_length: int) -> list[dict]:
+    """So many problems of each length for rolling out, with their answers.
 
-    out: JSON lines ``{"problem", "steps", "labels"}``. A step's label is the fraction of 8 rollouts
-    from it that reach the right answer; the last step's is whether the answer is right. This is
-    Math-Shepherd's soft estimation (Wang et al., 2023). log: takes one line of text.
-
-    >>> label_rollouts(Path("build/zoo/prm-train.jsonl"), print)  # doctest: +SKIP
+    >>> len(training_problems(2))
+    16
     """
-    start = time.perf_counter()
-    model = LlamaForCausalLM.from_pretrained(path("arith-small"), dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed(_SEED)
-    problems = [
+    drawn = [
         problem
         for n in range(1, arith.MAX_OPS + 1)
-        for problem in itertools.islice(arith.generate("train", n, _SEED), _PROBLEMS_PER_LENGTH)
-        for _ in range(_SOLUTIONS)
+        for problem in itertools.islice(arith.generate("train", n, _SEED), per_length)
     ]
-    texts = complete(model, [p.text for p in problems], greedy=False, generator=generator)
-    # A solution that ran into the token limit ends in an open line and has no last step to label.
-    solved = [
-        (p, split_steps(text))
-        for p, text in zip(problems, texts, strict=True)
-        if text.endswith("\n")
-    ]
-    answers = {
-        p.text + "".join(steps[:k]): p.answer for p, steps in solved for k in range(1, len(steps))
-    }
-    prefixes = [prefix for prefix in answers for _ in range(_ROLLOUTS)]
-    ends = complete(model, prefixes, greedy=False, generator=generator)
-    hits = dict.fromkeys(answers, 0)
-    for prefix, end in zip(prefixes, ends, strict=True):
-        hits[prefix] += arith.extract_answer(end) == answers[prefix]
+    unique = {problem.text: problem.answer for problem in drawn}
+    return [{"id": i, "problem": p, "answer": a} for i, (p, a) in enumerate(unique.items())]
 
+
+def label_rollouts(out: Path, per_length: int, log: Callable[[str], None]) -> None:
+    """Sample solutions of training problems and label each step softly.
+
+    out: JSON lines ``{"problem", "steps", "labels"}``, see `ttc_runtime.training.StepLabels`.
+    per_length: problems of each number of operations. log: takes one line of text.
+
+    >>> label_rollouts(Path("build/zoo/prm-train.jsonl"), 500, print)  # doctest: +SKIP
+    """
+    start = time.perf_counter()
+    problems = training_problems(per_length)
+    engine = Engine.from_pretrained("zoo:arith-small", max_batch=1024, deterministic=False)
+    sampling = SamplingParams(max_tokens=_LONGEST)
+    rows = label_steps(engine, problems, _SOLUTIONS, _ROLLOUTS, sampling=sampling, seed=_SEED)
+    count = 0
     with out.open("w") as file:
-        for p, steps in solved:
-            labels = [hits[p.text + "".join(steps[:k])] / _ROLLOUTS for k in range(1, len(steps))]
-            labels.append(float(arith.extract_answer(steps[-1]) == p.answer))
-            row = {"problem": p.text, "steps": steps, "labels": labels}
+        for row in rows:
             file.write(json.dumps(row) + "\n")
+            count += 1
     log(
-        f"rollouts: {len(solved)} of {len(problems)} solutions closed, {len(prefixes)} rollouts, "
+        f"rollouts: {count} of {_SOLUTIONS * len(problems)} solutions ended, "
         f"{time.perf_counter() - start:.0f} s"
     )

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
-from . import PROBLEM_SETS, arith, problems, specs
-from .common import LOG_EVERY, Optimizer, Recipe, log, log_start, padded, save
+from ..training import padded
+from . import PROBLEM_SETS, arith, path, problems, specs
+from .common import LOG_EVERY, Optimizer, Recipe, log, log_start, save
 from .evaluate import evaluate
-from .reward import train_checker, train_prm
+from .reward import train_checker, train_reward
 from .rollouts import label_rollouts
 
 _IGNORE = -100
@@ -118,27 +119,32 @@ def write_problems() -> None:
         problems(name).write_text("\n".join(lines) + "\n")
 
 
+_STAGES = ("problems", "draft", "small", "large", "rollouts", "checker", "prm", "evaluate")
+
+
 def main() -> None:
     """Run the stages named on the command line, or all of them."""
     labelled = "prm-train.jsonl"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stages", nargs="*", help=f"of {', '.join(_STAGES)}; default all")
+    parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="for rollouts")
+    parser.add_argument("--per-length", type=int, default=500, help="problems to roll out, each")
+    parser.add_argument("--prm", type=Path, default=path("arith-prm"), help="the reward model")
+    args = parser.parse_args()
+    if unknown := set(args.stages) - set(_STAGES):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     stages = {
         "problems": lambda work: write_problems(),
         "draft": lambda work: train_policy("arith-draft"),
         "small": lambda work: train_policy("arith-small"),
         "large": lambda work: train_policy("arith-large"),
-        "rollouts": lambda work: label_rollouts(work / labelled, log),
-        "checker": lambda work: train_checker(),
-        "prm": lambda work: train_prm(work / labelled),
-        "evaluate": lambda work: evaluate(log),
+        "rollouts": lambda work: label_rollouts(work / labelled, args.per_length, log),
+        "checker": lambda work: train_checker(args.prm),
+        "prm": lambda work: train_reward(work / labelled, args.prm),
+        "evaluate": lambda work: evaluate(log, args.prm),
     }
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="*", help=f"of {', '.join(stages)}; default all")
-    parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="for rollouts")
-    args = parser.parse_args()
-    if unknown := set(args.stages) - set(stages):
-        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     args.work.mkdir(parents=True, exist_ok=True)
-    for name in args.stages or stages:
+    for name in args.stages or _STAGES:
         stages[name](args.work)
 
 
