@@ -8,11 +8,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_PEERS = ("sdpa", "torch paged", "two-level", "cascade")
+_PEERS = ("triton", "sdpa", "torch paged", "two-level", "cascade")
 _DEVICE = (
     "import sys, torch; print(torch.__version__, torch.version.cuda); "
     "sys.exit(0 if torch.cuda.is_available() else 'torch sees no CUDA device')"
 )
+# Without the CUDA kernels all else would measure Triton.
+_LIBRARY = "import sys; from ttc_kernels import _load; sys.exit(_load.cuda_error)"
 _FLASHINFER_PEERS = ("fi cascade", "fi batch", "fi masked", "flash-attn")
 
 
@@ -56,12 +58,13 @@ def make_parts(out: Path, work: Path, root: Path) -> tuple[list[Part], list[Part
     python = sys.executable
     return _installing(python, work, root), [
         Part("environment", 30, [python, "-m", "ttc_kernels.collect_env"]),
+        Part("library", 30, [python, "-c", _LIBRARY]),
         _flashinfer_build(python, work),
         _tests(python, out),
         _bench("trees", 150, "tree_attention", "--trees", "all", "--rounds", "15", "--peers",
                *_PEERS, "--json", f"{out}/tree_attention_cuda_bf16.json"),
-        _sanitizer("memcheck", python, work),
-        _sanitizer("racecheck", python, work),
+        _bench("moves", 40, "moves", "--json", f"{out}/moves_cuda_bf16.json"),
+        *(_sanitizer(tool, python) for tool in ("memcheck", "racecheck", "synccheck", "initcheck")),
         _bench("engine", 45, "engine_smoke", "--json", f"{work}/engine.json"),
         _bench("replay", 50, "replay", "--search", "document", "wide", "--max-steps", "600",
                "--samples", "5", "--json", f"{work}/replay.json"),
@@ -96,7 +99,7 @@ def _installing(python: str, work: Path, root: Path) -> list[Part]:
     return [
         Part("device", 60, [python, "-c", _DEVICE]),
         Part("driver", 20, ["nvidia-smi"], needs=("nvidia-smi",)),
-        Part("install", 180, ["bash", "-c", script], check=["bash", "-n", "-c", script]),
+        Part("install", 240, ["bash", "-c", script], check=["bash", "-n", "-c", script]),
         Part("extras", 60, ["bash", "-c", add], condition=["bash", "-c", has_some],
              check=["bash", "-n", "-c", add]),
     ]  # fmt: skip
@@ -119,14 +122,14 @@ def _bench(name: str, limit_s: int, module: str, *arguments: str, **options: obj
     return Part(name, limit_s, command, module=(f"bench.{module}", full), **options)  # type: ignore[arg-type]
 
 
-def _sanitizer(tool: str, python: str, work: Path) -> Part:
+def _sanitizer(tool: str, python: str) -> Part:
     arguments = ["--device", "cuda"]
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
     command += [python, "-m", "bench.small", *arguments]
     # Without torch's pool every tensor is an allocation whose bounds are checked.
     env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     needs = ("compute-sanitizer",)
-    return Part(tool, 75, command, needs, module=("bench.small", arguments), env=env)
+    return Part(tool, 60, command, needs, module=("bench.small", arguments), env=env)
 
 
 def _flashinfer_env(work: Path) -> dict[str, str]:

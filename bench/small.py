@@ -12,7 +12,9 @@ import torch
 
 from ttc_kernels import (
     StepHead,
+    commit_kv,
     copy_pages,
+    merge_states,
     row_descriptor,
     sample_tokens,
     score_steps,
@@ -43,7 +45,13 @@ def main(argv: list[str] | None = None) -> int:
             error, wrong = check(Ours(problem, deterministic, args.backend), problem)
             print(f"tree_attention {forest.name}, deterministic={deterministic}: {error:.1e}")
             failures += [wrong] if wrong else []
-    for name, kernel in (("caches", _caches), ("scores", _scores), ("samples", _samples)):
+    for name, kernel in (
+        ("caches", _caches),
+        ("converted", _converted),
+        ("merged", _merged),
+        ("scores", _scores),
+        ("samples", _samples),
+    ):
         is_right = kernel(device, dtype)
         print(f"{name}: {'right' if is_right else 'WRONG'}")
         failures += [] if is_right else [name]
@@ -53,15 +61,46 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _caches(device: torch.device, dtype: torch.dtype) -> bool:
-    """Two tokens are written, and their page is copied."""
+    """Two tokens are written, their page is copied, and one of them moves."""
     k_cache, v_cache = torch.zeros(2, 3, 4, 2, 64, device=device, dtype=dtype)
     k, v = torch.randn(2, 3, 2, 64, device=device, dtype=dtype)
-    write_kv(k, v, k_cache, v_cache, torch.tensor([5, -1, 6], dtype=torch.int32, device=device))
+    slots = torch.tensor([5, -1, 6], dtype=torch.int32, device=device)
+    write_kv(k, v, k_cache, v_cache, slots)
     copies = torch.tensor([[1, 2, 3]], dtype=torch.int32, device=device)
     copy_pages([k_cache], [v_cache], copies)
+    commit_kv([k_cache], [v_cache], slots[2:] + 4, slots[:1] + 6)
     wanted = [(cache[page, slot], x) for cache, new in ((k_cache, k), (v_cache, v))
-              for page in (1, 2) for slot, x in ((1, new[0]), (2, new[2]))]  # fmt: skip
+              for page, slot, x in ((1, 1, new[0]), (1, 2, new[2]), (2, 1, new[0]),
+                                    (2, 2, new[2]), (2, 3, new[2]))]  # fmt: skip
     return all(torch.equal(got, x) for got, x in wanted) and not k_cache[0].any()
+
+
+def _converted(device: torch.device, dtype: torch.dtype) -> bool:
+    """Keys turned by a quarter, and keys and values rounded to float8."""
+    fp8 = torch.float8_e4m3fn
+    k, v = torch.randn(2, 2, 2, 64, device=device, dtype=dtype)
+    quarter_turn = torch.cat([torch.zeros(1, 32), torch.ones(1, 32)], dim=-1).to(device)
+    positions = torch.zeros(2, dtype=torch.int64, device=device)
+    slots = torch.tensor([5, 6], dtype=torch.int32, device=device)
+    turned = torch.cat([-k[..., 32:], k[..., :32]], dim=-1)
+    right = []
+    for to in (dtype, fp8):
+        caches = torch.zeros(2, 3, 4, 2, 64, device=device).to(to)
+        write_kv(k, v, *caches, slots, positions=positions, cos_sin=quarter_turn)
+        for cache, x in zip(caches, (turned, v), strict=True):
+            right.append(torch.equal(cache[1, 1:3].float(), x.to(to).float()))
+    return all(right)
+
+
+def _merged(device: torch.device, dtype: torch.dtype) -> bool:
+    """Equal weights give the mean; an empty state that is no number is left out."""
+    outs = torch.randn(3, 5, 2, 64, device=device, dtype=dtype)
+    lses = torch.zeros(3, 5, 2, device=device)
+    outs[1], lses[1] = torch.nan, -torch.inf
+    out, lse = merge_states(outs, lses)
+    mean = (outs[0].double() + outs[2].double()) / 2
+    close = torch.allclose(out.double(), mean, rtol=1e-2, atol=1e-2)
+    return close and torch.allclose(lse, torch.full_like(lse, 2.0).log())
 
 
 def _scores(device: torch.device, dtype: torch.dtype) -> bool:

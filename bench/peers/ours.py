@@ -10,7 +10,7 @@ import torch
 from ttc_kernels import TreeAttentionPlan, plan_tree_attention, tree_attention
 
 from ..devices import synchronize
-from .base import Problem
+from .base import Problem, Run
 
 
 class Ours:
@@ -77,3 +77,8 @@ class Ours:
             draft_parents=self._draft,
             deterministic=self._deterministic,
         )
+
+
+def build_in_triton(problem: Problem) -> Run:
+    """Our Triton kernels, beside those in CUDA."""
+    return Ours(problem, backend="triton")

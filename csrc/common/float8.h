@@ -24,17 +24,19 @@ TTC_HOST_DEVICE float bits_float(uint32_t bits) {
   return x;
 }
 
-// The nearest float8_e4m3fn, ties to even, saturated at 448; NaN stays NaN.
+// The nearest float8_e4m3fn, ties to even, saturated at 448; NaN stays NaN. Numbers are compared by
+// their bits, so that compilers turn loops over this into vectors.
 TTC_HOST_DEVICE uint8_t float_to_e4m3(float x) {
-  const uint32_t bits = float_bits(x), sign = (bits >> 24) & 0x80;
-  if (x != x) return static_cast<uint8_t>(sign | 0x7f);
-  const float size = bits_float(bits & 0x7fffffff) > 448.0f ? 448.0f : bits_float(bits & 0x7fffffff);
-  int exponent = static_cast<int>(float_bits(size) >> 23) - 127;
+  constexpr uint32_t kInfinity = 0x7f800000, kLargest = 0x43e00000;  // 448
+  const uint32_t size = float_bits(x) & 0x7fffffff, sign = (float_bits(x) >> 24) & 0x80;
+  const uint32_t saturated = size > kLargest ? kLargest : size;
+  int exponent = static_cast<int>(saturated >> 23) - 127;
   exponent = exponent < -6 ? -6 : exponent;
   // Multiples of the step 2^(exponent - 3); adding 1.5 * 2^23 rounds to an integer.
-  const float steps = size * bits_float(static_cast<uint32_t>(130 - exponent) << 23);
+  const float steps = bits_float(saturated) * bits_float(static_cast<uint32_t>(130 - exponent) << 23);
   const uint32_t rounded = float_bits(steps + 12582912.0f) - float_bits(12582912.0f);
-  return static_cast<uint8_t>(sign | ((static_cast<uint32_t>(exponent + 6) << 3) + rounded));  // a carry moves on
+  const uint32_t code = (static_cast<uint32_t>(exponent + 6) << 3) + rounded;  // a carry moves on
+  return static_cast<uint8_t>(code | (size > kInfinity ? 1 : 0) | sign);  // of 448: 0x7e, of NaN: 0x7f
 }
 
 }  // namespace ttc

@@ -35,6 +35,10 @@ void rotate(const Rope& rope, const float* cosines, float* x) {
   }
 }
 
+void quantise(const float* __restrict row, float unit, int64_t n, uint8_t* __restrict to) {
+  for (int64_t d = 0; d < n; ++d) to[d] = float_to_e4m3(row[d] / unit);
+}
+
 // One token of K or V by way of fp32; `cosines` is null where nothing is rotated.
 void convert_token(const WriteKvParams& p, const NewTokens& from, const KvScale& scale, const float* cosines,
                    int64_t token, char* cache, float* row) {
@@ -45,7 +49,7 @@ void convert_token(const WriteKvParams& p, const NewTokens& from, const KvScale&
     char* to = cache + (p.slots[token] * p.num_kv_heads + h) * p.head_dim * item;
     if (p.to_e4m3) {
       const float unit = scale.per_head ? scale.per_head[h] : scale.number;
-      for (int64_t d = 0; d < p.head_dim; ++d) to[d] = static_cast<char>(float_to_e4m3(row[d] / unit));
+      quantise(row, unit, p.head_dim, reinterpret_cast<uint8_t*>(to));
     } else {
       narrow(p.dtype, row, p.head_dim, to);
     }
@@ -86,7 +90,7 @@ void copy_tokens(const WriteKvParams& p, int64_t begin, int64_t end) {
 void write_kv(const WriteKvParams& p, ParallelFor parallel_for) {
   const bool as_it_is = !p.to_e4m3 && p.rope.positions == nullptr;
   const int64_t bytes = std::max<int64_t>(1, 2 * p.num_kv_heads * p.head_dim * dtype_bytes(p.dtype));
-  const int64_t grain = std::max<int64_t>(1, (as_it_is ? kGrainBytes : kGrainBytes / 32) / bytes);
+  const int64_t grain = std::max<int64_t>(1, (as_it_is ? kGrainBytes : kGrainBytes / 8) / bytes);
   parallel_for(0, p.num_tokens, grain, [&](int64_t begin, int64_t end) {
     as_it_is ? copy_tokens(p, begin, end) : convert_tokens(p, begin, end);
   });

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import engine_smoke, gpu, small
+from bench import engine_smoke, gpu, moves, small
 from bench.gpu_parts import Part, make_parts
 
 
@@ -135,9 +135,40 @@ def test_a_given_wheel_is_tried_before_building(tmp_path: Path, monkeypatch: pyt
 
 def test_small_calls_of_every_kernel_are_right(capsys, monkeypatch: pytest.MonkeyPatch):
     assert small.main([]) == 0
-    assert capsys.readouterr().out.count("right") == 3
-    monkeypatch.setattr(small, "write_kv", lambda *_: None)
-    assert small.main([]) == 1
+    assert capsys.readouterr().out.count("right") == 5
+    for name in ("write_kv", "copy_pages", "commit_kv"):
+        with monkeypatch.context() as patch:
+            patch.setattr(small, name, lambda *_, **__: None)
+            assert small.main([]) == 1
+
+
+def test_moves_are_timed_beside_torch_and_their_floor(tmp_path: Path, capsys):
+    file = tmp_path / "moves.json"
+    small_case = ["--tokens", "8", "--layers", "2", "--rows", "3", "--rounds", "1"]
+    assert moves.main([*small_case, "--json", str(file)]) == 0
+    document = json.loads(file.read_text())
+    assert document["wrong"] == [] and len(document["results"]) == 7
+    for case in document["results"]:
+        assert case["floor_s"] > 0 and {"ours", "torch"} == set(case["modes"]["cold"])
+    table = capsys.readouterr().out
+    assert all(op in table for op in ("write_kv", "copy_pages", "commit_kv", "merge_states"))
+
+
+def test_a_wrong_contender_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(moves._Torch, "commit_kv", staticmethod(lambda *_: None))
+    case = ["--tokens", "8", "--layers", "1", "--rows", "2", "--rounds", "1"]
+    assert moves.main(case) == 1
+    assert "torch disagrees with the definition" in capsys.readouterr().out
+
+
+def test_without_the_cuda_kernels_the_library_part_fails(tmp_path: Path):
+    from ttc_kernels import _load
+
+    _, parts = make_parts(tmp_path, tmp_path, tmp_path)
+    (part,) = (part for part in parts if part.name == "library")
+    done = subprocess.run(part.command, capture_output=True, text=True)
+    assert (done.returncode == 0) == (_load.cuda_error is None)
+    assert (_load.cuda_error or "") in done.stderr
 
 
 def test_engine_smoke_on_the_cpu(tmp_path: Path):

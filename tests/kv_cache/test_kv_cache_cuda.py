@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
 
 from tests.emulator.build import Adapter
-from ttc_kernels import _load, commit_kv, copy_pages, reference, write_kv
+from ttc_kernels import _load, commit_kv, copy_pages, merge_states, reference, write_kv
 from ttc_kernels.testing import assert_bitwise_equal
 
 FP8 = torch.float8_e4m3fn
@@ -271,3 +273,75 @@ def test_nothing_to_do(cuda_kernels):
     cuda_kernels.write_kv(new, new, *caches, none)
     for x, y in zip(caches, before, strict=True):
         assert_bitwise_equal(x, y)
+
+
+@pytest.mark.gpu
+def test_moves_are_captured_in_a_graph(device):
+    """A replay reads the indices and tokens that are there then."""
+    caches = [[torch.zeros(6, 4, 2, 16, device=device) for _ in range(3)] for _ in range(2)]
+    new = torch.randn(2, 2, 2, 16, device=device)
+    slots, src, dst = torch.tensor([[0, 5], [5, -1], [20, -1]], dtype=torch.int32, device=device)
+    copies = torch.tensor([[1, 3, 2]], dtype=torch.int32, device=device)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        write_kv(new[0], new[1], caches[0][0], caches[1][0], slots)
+        copy_pages(*caches, copies)
+        commit_kv(*caches, src, dst)
+    slots[1], copies[0, 1], dst[0] = 6, 2, 23
+    src[0] = 6
+    new.add_(1)
+    want = [[cache.cpu() for cache in side] for side in caches]
+    graph.replay()
+    reference.write_kv(*new.cpu(), want[0][0], want[1][0], slots.cpu())
+    reference.copy_pages(*want, copies.cpu())
+    reference.commit_kv(*want, src.cpu(), dst.cpu())
+    for got, expected in zip(caches[0] + caches[1], want[0] + want[1], strict=True):
+        assert_bitwise_equal(got.cpu(), expected)
+
+
+@pytest.mark.gpu
+def test_ops_on_a_gpu_pass_opcheck_and_compile(device):
+    k = torch.randn(2, 2, 16, device=device)
+    k_cache, v_cache = torch.zeros(2, 6, 4, 2, 16, device=device).unbind()
+    slots = torch.tensor([3, -1], dtype=torch.int32, device=device)
+    rope = (torch.tensor([1, 2], device=device), torch.randn(9, 16, device=device))
+    ops = torch.ops.ttc_kernels
+    opcheck(ops.write_kv.default, (k, k, k_cache, v_cache, slots, 1.0, 1.0, None, None, *rope))
+    copies = torch.tensor([[0, 1, 2]], dtype=torch.int32, device=device)
+    opcheck(ops.copy_pages.default, ([k_cache], [v_cache], copies))
+    opcheck(ops.commit_kv.default, ([k_cache], [v_cache], slots, slots + 4))
+
+    def step(k, k_cache, v_cache, slots, positions, cos_sin):
+        write_kv(k, k, k_cache, v_cache, slots, positions=positions, cos_sin=cos_sin)
+        return k_cache.sum()
+
+    torch.compile(step, fullgraph=True)(k, k_cache, v_cache, slots, *rope)
+
+
+@pytest.mark.gpu
+def test_a_gpu_refuses_what_the_cpu_refuses(device):
+    caches = torch.zeros(2, 6, 4, 2, 16, device=device).unbind()
+    k, slots = torch.zeros(2, 2, 16, device=device), torch.zeros(2, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"slots must be .* on cuda:0, got \[2\] .* on cpu"):
+        write_kv(k, k, *caches, slots)
+    with pytest.raises(ValueError, match=r"k must be \[T, 2, 16\] .* on cpu"):
+        write_kv(k.cpu(), k, *caches, slots.to(device))
+    with pytest.raises(ValueError, match="as many tokens, got 2 and 1"):
+        write_kv(k, k[:1], *caches, slots.to(device))
+
+
+def test_fake_tensors_on_a_gpu_need_no_gpu():
+    with FakeTensorMode():
+        k, k_cache, v_cache = (
+            torch.empty(shape, device="cuda")
+            for shape in ((2, 2, 16), (6, 4, 2, 16), (6, 4, 2, 16))
+        )
+        slots = torch.empty(2, dtype=torch.int32, device="cuda")
+        rope = {"positions": slots.long(), "cos_sin": k.new_empty(9, 16)}
+        write_kv(k, k, k_cache, v_cache, slots, **rope)
+        copy_pages([k_cache], [v_cache], slots.new_empty(4, 3))
+        commit_kv([k_cache], [v_cache], slots, slots)
+        out, lse = merge_states(k.new_empty(3, 5, 2, 16), k.new_empty(3, 5, 2))
+    assert out.device.type == lse.device.type == "cuda"
+    assert out.shape == (5, 2, 16) and lse.shape == (5, 2)
