@@ -89,7 +89,7 @@ struct Block {
 extern Thread* current;
 extern dim3 grid_dim, block_dim;
 
-// Throws Error with where the current thread is put in front.
+// Ends the launch with an Error, with where the current thread is put in front of the text.
 [[noreturn]] void fail(const std::string& what);
 std::string describe(const Thread& thread);
 std::string at(const Site& site);

@@ -60,9 +60,14 @@ def default_variant() -> str:
 
 def preload() -> dict[str, str]:
     """Environment for a python that loads the sanitize variant."""
-    library = subprocess.check_output(["g++", "-print-file-name=libasan.so"], text=True).strip()
+
+    def library(name: str) -> str:
+        path = subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
+        return str(Path(path).resolve())
+
     return {
-        "LD_PRELOAD": library,
+        # The second one so that the first finds the function behind `throw`.
+        "LD_PRELOAD": f"{library('libasan.so')} {library('libstdc++.so')}",
         "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "TTC_EMULATOR": "sanitize",

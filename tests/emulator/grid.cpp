@@ -68,7 +68,7 @@ void switch_to(Thread* next) {
     else
       switch_to(next_thread());
   } catch (...) {
-    grid->error = std::current_exception();  // left before the switch: the handler belongs to the OS thread
+    grid->error = std::current_exception();  // of the C++ library, say; left before the switch to the OS thread
   }
   switch_to(nullptr);
   __builtin_unreachable();
@@ -151,7 +151,12 @@ std::string describe(const Thread& thread) {
 
 void fail(const std::string& what) {
   const std::string where = current ? ", " + describe(*current) : "";
-  throw Error("kernel " + std::string(grid ? grid->kernel : "?") + where + ": " + what);
+  const Error error("kernel " + std::string(grid->kernel) + where + ": " + what);
+  if (!current) throw error;
+  // Nothing is thrown through the kernel: calls put there by the compiler may not throw.
+  grid->error = std::make_exception_ptr(error);
+  switch_to(nullptr);
+  __builtin_unreachable();
 }
 
 void make_ready(Thread& thread) { thread.warp->ready |= 1u << thread.lane; }

@@ -50,3 +50,14 @@ def operand(bits: np.ndarray, span: int, mn_major: bool) -> tuple[np.ndarray, np
     return np.concatenate(image).ravel(), np.array(
         [k * span, 8 * span, code, 16 * span, 1 << 20, 0]
     )
+
+
+def accumulators(d: np.ndarray) -> np.ndarray:
+    """The matrix [64, n] that the registers d [128 threads, n / 2] of wgmma hold (PTX ISA)."""
+    columns = 2 * d.shape[1]
+    thread = np.arange(128)
+    matrix = np.empty((64, columns), d.dtype)
+    for i in range(columns // 2):
+        row = 16 * (thread // 32) + thread % 32 // 4 + (8 if i % 4 >= 2 else 0)
+        matrix[row, 8 * (i // 4) + 2 * (thread % 4) + i % 2] = d[:, i]
+    return matrix

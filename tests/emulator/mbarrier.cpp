@@ -48,7 +48,11 @@ void settle(Mbarrier& barrier, uint32_t address) {
   const bool asynchronous = !barrier.loads.empty() || !barrier.deferred.empty();
   if (asynchronous && barrier.waiting.empty()) return;
   for (size_t i = barrier.loads.size(); i > 1; --i) std::swap(barrier.loads[i - 1], barrier.loads[random_bits() % i]);
-  for (TensorLoad& load : std::exchange(barrier.loads, {})) load.perform();
+  barrier.completed_loads.clear();
+  for (TensorLoad& load : std::exchange(barrier.loads, {})) {
+    load.perform();
+    barrier.completed_loads.push_back(load.access);
+  }
   while (!barrier.deferred.empty()) finish_copies_before_arrival(*barrier.deferred.back(), address);
   barrier.completed = barrier.clock;
   ++barrier.phase;
@@ -111,6 +115,7 @@ void mbarrier_wait(uint64_t* barrier, uint32_t parity, const Site& site) {
     if (found.phase == phase) block_current("mbarrier.try_wait", site);
   }
   race::acquire(*current, found.completed);
+  for (uint32_t load : found.completed_loads) race::waited(*current, load);
 }
 
 void mbarrier_fence() {
@@ -126,7 +131,6 @@ void mbarrier_add_load(uint64_t* barrier, TensorLoad load, const Site& site) {
   if (found.pending == 0 && queued_bytes(found) + load.bytes > found.bytes)
     fail("tensor load at " + at(site) + ": " + std::to_string(queued_bytes(found) + load.bytes) +
          " bytes are on their way to " + name_of(address) + ", which expects " + std::to_string(found.bytes));
-  race::release(*load.issuer, found.clock);
   found.loads.push_back(std::move(load));
   settle(found, address);
 }

@@ -23,7 +23,7 @@ struct Thread;
 
 struct TensorLoad {
   uint32_t bytes;
-  Thread* issuer;
+  uint32_t access;  // as the race check knows it
   std::function<void()> perform;
 };
 
@@ -39,6 +39,7 @@ struct Mbarrier {
   std::vector<Thread*> waiting;
   race::Clock clock;      // what those who arrived had seen
   race::Clock completed;  // the same, for the last completed phase
+  std::vector<uint32_t> completed_loads;
 };
 
 void mbarrier_init(uint64_t* barrier, uint32_t count, const std::source_location& site);

@@ -13,19 +13,17 @@ namespace emu::race {
 namespace {
 
 enum Kind : uint8_t { kRead = 0, kWrite = 1, kAtomic = 2, kAsync = 4 };  // kAsync: by tensor loads and wgmma
-constexpr uint16_t kWarpGroup = 0xffff;  // as Record::thread: a wgmma read, whose tick is an index into `ends`
+// As Record::thread: wgmma or a tensor load, in flight until someone waits; the tick is an index into `ends`.
+constexpr uint16_t kInFlight = 0xffff;
 
 struct Access {
   uint8_t kind;
   uint32_t place;
-  uint32_t end;  // of a wgmma read: index into `ends`
+  uint32_t end;  // if asynchronous: index into `ends`
 };
 
-// When the threads of a warp group waited for one group of wgmma; ~0 while they have not.
-struct End {
-  int first_thread;
-  std::array<uint32_t, 128> ticks;
-};
+// When each thread of the block waited for the end of an access; ~0 while it has not.
+using End = Ticks;
 
 std::unordered_map<uintptr_t, std::vector<Record>> global_words;
 std::unordered_map<uintptr_t, Blocks> released_through;  // what acquire-release operations on an address passed on
@@ -77,10 +75,10 @@ bool ordered(const Record& earlier, const Thread& thread) {
     if (it == thread.clock.blocks.end()) return false;
     seen = it->second.get();
   }
-  if (earlier.thread == kWarpGroup) {
+  if (earlier.thread == kInFlight) {
     const End& end = ends[earlier.tick];
-    for (size_t i = 0; i < end.ticks.size(); ++i)
-      if ((*seen)[end.first_thread + i] >= end.ticks[i]) return true;
+    for (size_t i = 0; i < end.size(); ++i)
+      if ((*seen)[i] >= end[i]) return true;
     return false;
   }
   return (earlier.block == thread.block->serial && earlier.thread == thread.id) ||
@@ -99,8 +97,8 @@ bool fenced(const Record& earlier, const Access& access, const Thread& thread) {
   const auto word = [](uint8_t kind) {
     return std::string(kind & kAtomic ? "atomic" : kind & kWrite ? "write" : "read");
   };
-  std::string who = "warp group";
-  if (earlier.thread != kWarpGroup)
+  std::string who = "an operation in flight";
+  if (earlier.thread != kInFlight)
     who = "warp " + std::to_string(earlier.thread / 32) + " lane " + std::to_string(earlier.thread % 32);
   if (earlier.block != thread.block->serial) who = "block " + std::to_string(earlier.block) + " " + who;
   const std::string where =
@@ -131,11 +129,11 @@ void check(std::vector<Record>& word, uint8_t bytes, const Access& access, Threa
       ++i;
     }
   }
-  const bool by_group = access.kind == (kRead | kAsync);
+  const bool in_flight = access.kind & kAsync;
   const Record mine{thread.block->serial,
-                    by_group ? access.end : own_tick(thread),
+                    in_flight ? access.end : own_tick(thread),
                     access.place,
-                    by_group ? kWarpGroup : static_cast<uint16_t>(thread.id),
+                    in_flight ? kInFlight : static_cast<uint16_t>(thread.id),
                     bytes,
                     access.kind};
   for (const Record& there : word)
@@ -192,17 +190,22 @@ void atomic(Thread& thread, const void* p, size_t size, const char* operation, c
   check_all(thread, p, size, {kWrite | kAtomic, place(operation, site), 0});
 }
 
-void async_write(Thread& thread, const void* p, size_t size, const char* operation, const Site& site) {
-  check_all(thread, p, size, {kWrite | kAsync, place(operation, site), 0});
+uint32_t async_write(Thread& thread, const void* p, size_t size, const char* operation, const Site& site) {
+  ends.emplace_back(thread.block->threads.size(), ~0u);
+  const auto end = static_cast<uint32_t>(ends.size() - 1);
+  check_all(thread, p, size, {kWrite | kAsync, place(operation, site), end});
+  return end;
+}
+
+void waited(Thread& thread, uint32_t access) {
+  uint32_t& tick = ends[access][thread.id];
+  tick = std::min(tick, own_tick(thread));
 }
 
 void async_read(Thread& thread, const void* p, size_t size, uint64_t group, const Site& site) {
   const uint64_t warp_group = thread.warp->id / 4;
   auto [it, fresh] = end_of_group.try_emplace({thread.block->serial, warp_group, group}, ends.size());
-  if (fresh) {
-    ends.push_back({static_cast<int>(warp_group) * 128, {}});
-    ends.back().ticks.fill(~0u);
-  }
+  if (fresh) ends.emplace_back(thread.block->threads.size(), ~0u);
   check_all(thread, p, size, {kRead | kAsync, place("wgmma", site), it->second});
 }
 
@@ -210,10 +213,7 @@ void wgmma_waited(Warp& warp, uint64_t groups) {
   for (uint64_t group = 0; group < groups; ++group) {
     auto it = end_of_group.find({warp.block->serial, static_cast<uint64_t>(warp.id / 4), group});
     if (it == end_of_group.end()) continue;
-    for (int lane = 0; lane < 32; ++lane) {
-      uint32_t& tick = ends[it->second].ticks[warp.id % 4 * 32 + lane];
-      tick = std::min(tick, own_tick(warp.thread(lane)));
-    }
+    for (int lane = 0; lane < 32; ++lane) waited(warp.thread(lane), it->second);
   }
 }
 

@@ -6,7 +6,8 @@
 //   thread A: write ─ release ───────► acquire ─ read :thread B
 //
 //   __syncthreads, named barriers     release at arrival, acquire when the barrier completes
-//   mbarriers                         release at arrival or tensor load, acquire after a wait
+//   mbarriers                         release at arrival, acquire after a wait, which also ends the
+//                                     writes of the tensor loads of that phase
 //   __syncwarp                        both, among its lanes; shuffles and votes order nothing
 //   atomics of order acq_rel          both, through the address; also between blocks
 //   relaxed atomics                   with __threadfence before (release) or after them (acquire)
@@ -68,7 +69,9 @@ void write(Thread& thread, const void* p, size_t size, const char* operation, co
 void atomic(Thread& thread, const void* p, size_t size, const char* operation, const Site& site);
 void atomic_begin(Thread& thread, const void* p, size_t size, bool acquire, bool writes, const Site& site);
 void atomic_end(Thread& thread, const void* p, bool release);
-void async_write(Thread& thread, const void* p, size_t size, const char* operation, const Site& site);
+// A write by a tensor load: others may touch the bytes once a thread has called `waited` with the number returned.
+uint32_t async_write(Thread& thread, const void* p, size_t size, const char* operation, const Site& site);
+void waited(Thread& thread, uint32_t access);
 // A read by wgmma; group counts the commits of the warp group before it.
 void async_read(Thread& thread, const void* p, size_t size, uint64_t group, const Site& site);
 void wgmma_waited(Warp& warp, uint64_t groups);  // for the first `groups` groups
@@ -91,7 +94,8 @@ inline void write(Thread&, const void*, size_t, const char*, const Site&) {}
 inline void atomic(Thread&, const void*, size_t, const char*, const Site&) {}
 inline void atomic_begin(Thread&, const void*, size_t, bool, bool, const Site&) {}
 inline void atomic_end(Thread&, const void*, bool) {}
-inline void async_write(Thread&, const void*, size_t, const char*, const Site&) {}
+inline uint32_t async_write(Thread&, const void*, size_t, const char*, const Site&) { return 0; }
+inline void waited(Thread&, uint32_t) {}
 inline void async_read(Thread&, const void*, size_t, uint64_t, const Site&) {}
 inline void wgmma_waited(Warp&, uint64_t) {}
 inline void join_lanes(Warp&, uint32_t) {}

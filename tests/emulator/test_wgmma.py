@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.emulator.build import Adapter, EmulatorError
-from tests.emulator.layouts import operand
+from tests.emulator.layouts import accumulators, operand
 from tests.emulator.test_instructions import _bits, _pairs
 
 
@@ -60,12 +60,7 @@ def _run(
         "run_product", dtype == torch.bfloat16, n, *mn_major, image_a, image_a.size, layout_a,
         image_b, image_b.size, layout_b, k // 16, a_registers, d, seed=n,
     )  # fmt: skip
-    result = np.empty((64, n), np.float32)
-    for i in range(n // 2):
-        # PTX ISA, layout of D for wgmma m64nNk16.
-        row = 16 * (thread // 32) + group + (8 if i % 4 >= 2 else 0)
-        result[row, 8 * (i // 4) + 2 * within + i % 2] = d[:, i]
-    return result, a @ b.T
+    return accumulators(d), a @ b.T
 
 
 @pytest.mark.parametrize("b_mn_major", [False, True])

@@ -61,7 +61,7 @@ void tma_load(void* smem, const CUtensorMap* opaque, uint64_t* barrier, std::arr
   for (uint32_t d = 0; d < map.rank; ++d) bytes *= map.box[d];
   const uint32_t shared = shared_address(smem, bytes, 128, "tensor load");
   Thread* issuer = current;
-  race::async_write(*issuer, smem, bytes, "tensor load", site);
+  const uint32_t access = race::async_write(*issuer, smem, bytes, "tensor load", site);
   std::memset(smem, 0xff, bytes);
   each_piece(map, shared, coordinates, [&](uint32_t, const char* from, uint32_t, uint32_t count) {
     if (!count) return;
@@ -76,7 +76,7 @@ void tma_load(void* smem, const CUtensorMap* opaque, uint64_t* barrier, std::arr
       if (count) std::memcpy(piece + skip, from, count);
     });
   };
-  mbarrier_add_load(barrier, {bytes, issuer, perform}, site);
+  mbarrier_add_load(barrier, {bytes, access, perform}, site);
 }
 
 }  // namespace emu

@@ -9,7 +9,8 @@ namespace emu {
 
 namespace {
 
-constexpr uint32_t kTaken = 0xffffffffu;  // NaN that lanes hold while the accumulator is in flight
+// NaN that lanes hold while the accumulator is in flight: a signalling one, which any arithmetic changes.
+constexpr uint32_t kTaken = 0xffbfffffu;
 
 // One operand in shared memory, as its descriptor says (csrc/common/ptx/wgmma_descriptor.cuh).
 struct Operand {
