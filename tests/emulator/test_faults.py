@@ -25,9 +25,9 @@ ERRORS = {
     "global_copy_out_of_bounds": r"lane 31: cp.async of 16 bytes at .* outside every registered",
     "stage_refilled_early": r"one arrival more than the 32 of mbarrier",
     "missing_mbarrier_fence": r"no fence_mbarrier_init",
-    "wrong_byte_count": r"deadlock.*\n(.*\n)*.*mbarrier at byte 512: phase 0 needs 0 of 1 arrivals and "
+    "wrong_byte_count": r"deadlock(.*\n)*.*mbarrier at byte 512: phase 0 needs 0 of 1 arrivals and "
     r"expects 528 bytes, of which 512",
-    "divergent_shuffle": r"divergent (__shfl_xor_sync|__syncwarp): lanes .* wait in .*faults.cpp:\d+ for lanes",
+    "divergent_shuffle": r"divergent (__shfl_xor_sync|__syncwarp): lanes .* wait in .*faults.cpp:\d+",
     "divergent_mma": r"divergent mma.sync.*returned",
     "divergent_barrier": r"divergent __syncthreads at faults.cpp:\d+: lane \d+ of the same warp",
     "deadlock": r"deadlock(.*\n)*.*warp 3 lanes 0-31: bar.sync at faults.cpp:\d+",
@@ -52,10 +52,10 @@ RACES = {
     "missing_barrier": r"race: .*faults.cpp:\d+.* of shared memory, unordered with the earlier",
     "missing_warp_sync": r"race: .* of shared memory, unordered",
     "missing_barrier_wait": r"race: .*unordered with the earlier",
-    "missing_tensor_wait": r"race: read .*unordered with the earlier write \(tensor load at",
-    "missing_release": r"race: read .*global address .*unordered with the earlier write .* by block",
-    "product_missing_proxy_fence": r"race: read \(wgmma at .*no fence_proxy_async after the earlier write",
-    "product_operand_overwritten": r"race: write .*unordered with the earlier read \(wgmma at",
+    "missing_tensor_wait": r"race: read .*unordered .* write \(tensor load at",
+    "missing_release": r"race: read .*global address .*unordered .* write .* by block",
+    "product_missing_proxy_fence": r"race: read \(wgmma at .*no fence_proxy_async after",
+    "product_operand_overwritten": r"race: write .*unordered .* read \(wgmma at",
 }
 SANITIZED = {
     "shared_write_out_of_bounds": "heap-buffer-overflow",
