@@ -27,7 +27,7 @@ ERRORS = {
     "missing_mbarrier_fence": r"no fence_mbarrier_init",
     "wrong_byte_count": r"deadlock(.*\n)*.*mbarrier at byte 512: phase 0 needs 0 of 1 arrivals and "
     r"expects 528 bytes, of which 512",
-    "divergent_shuffle": r"divergent (__shfl_xor_sync|__syncwarp): lanes .* wait in .*faults.cpp:\d+",
+    "divergent_shuffle": r"divergent (__shfl_xor_sync|__syncwarp): lanes .* wait .*faults.cpp:\d+",
     "divergent_mma": r"divergent mma.sync.*returned",
     "divergent_barrier": r"divergent __syncthreads at faults.cpp:\d+: lane \d+ of the same warp",
     "deadlock": r"deadlock(.*\n)*.*warp 3 lanes 0-31: bar.sync at faults.cpp:\d+",
@@ -48,7 +48,7 @@ WRONG = {
 # What the race build says.
 RACES = {
     "shared_read_out_of_bounds": r"read of 4 bytes at byte 512 of shared memory, .*faults.cpp:\d+",
-    "shared_write_out_of_bounds": r"write of 4 bytes at byte 512 of shared memory, .*faults.cpp:\d+",
+    "shared_write_out_of_bounds": r"write of 4 bytes at byte 512 of shared memory.*faults.cpp:\d+",
     "missing_barrier": r"race: .*faults.cpp:\d+.* of shared memory, unordered with the earlier",
     "missing_warp_sync": r"race: .* of shared memory, unordered",
     "missing_barrier_wait": r"race: .*unordered with the earlier",
