@@ -1,4 +1,3 @@
-#include "tree_attention/launch.h"
 #include "tree_attention/sm90_launch.cuh"
 
 namespace ttc {

@@ -85,9 +85,10 @@ struct Task {
   int32_t clear_begin, clear_end;  // keys that every row sees
 };
 
-// Stages that fit beside Q. Caches of 8 bits have fewer, and kRaw tiles of raw bytes.
+// As many stages as fit beside Q: 64 to 128 KB on their way, where the memory's latency takes 32. Caches of
+// 8 bits need room for kRaw tiles of raw bytes.
 template <class KV, int D>
-constexpr int kStages = (D == 64 ? 8 : D == 96 ? 6 : D == 128 ? 4 : 2) / (sizeof(KV) == 1 ? 2 : 1);
+constexpr int kStages = D == 64 ? 8 : sizeof(KV) == 2 ? (D == 96 ? 6 : D == 128 ? 4 : 2) : (D == 96 ? 5 : D == 128 ? 3 : 1);
 constexpr int kRaw = 2;
 
 template <class KV, int D>

@@ -46,6 +46,11 @@ PLANNED = (
     (r"write_kv_convert_kernel", 0, 4),
     (r"copy_pages_kernel", 0, 3),
     (r"commit_kv_kernel", 0, 5),
+    # One block of 12 warps to an SM: its shared memory is the pipeline.
+    (r"tree_attention_sm90<.*unsigned char, 64>", 196608, 1),
+    (r"tree_attention_sm90<.*, 64>", 180224, 1),
+    (r"tree_attention_sm90<.*, 256>", 209920, 1),
+    (r"tree_attention_sm90<", 212992, 1),
 )
 # Of an SM: bytes of shared memory, of which each block takes 1 KB more than it asked for.
 SHARED_MEMORY = {80: 164 << 10, 90: 228 << 10}

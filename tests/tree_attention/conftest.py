@@ -23,7 +23,7 @@ from ttc_kernels.testing import (
     poison_unused_slots,
 )
 
-EMULATED = ("sm80",)  # CUDA kernels in tests/emulator
+EMULATED = ("sm80", "sm90")  # CUDA kernels in tests/emulator
 
 
 @dataclass
