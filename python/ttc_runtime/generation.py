@@ -124,6 +124,7 @@ class Policy:
             kept = [g.sequence.logits for g in ready if g.sequence.logits is not None]
             self._sample(torch.stack(kept), ready)
             self._decoding += [g for g in ready if g.branch.stop_reason is None]
+            self._enforce_budgets()
         if not self._decoding and not prefill:
             return bool(ready)
         decode = [g.sequence for g in self._decoding]

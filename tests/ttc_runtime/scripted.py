@@ -124,8 +124,10 @@ PROMPT = "?"
 def scripted(monkeypatch):
     """Factory of engines: ``scripted(steps, scores)``.
 
-    steps: for each text so far, the texts that may follow; nothing for a text ends it. scores: of
-    the text up to a step's end; a number for all, a dict, a function, or None for no reward model.
+    steps: for each text so far, the texts that may follow; nothing for a text ends it. With several
+    `prompts`, such a dict for each; or a function of the whole text that returns the
+    characters that may come next. scores: of the text up to a step's end; a number for all, a dict,
+    a function, or None for no reward model.
     """
     from ttc_runtime import branch, generation
 
@@ -145,12 +147,16 @@ def scripted(monkeypatch):
     def make(steps, scores=None, *, prompts=(PROMPT,), extract=None, max_batch=256, **sizes):
         tokenizer = make_tokenizer()
 
-        def answer(text):
+        def options(text):
+            if callable(steps):
+                return steps(text)
             prompt = next(p for p in sorted(prompts, key=len, reverse=True) if text.startswith(p))
             script = steps.get(prompt, steps) if isinstance(steps.get(prompt), dict) else steps
+            return follow(script, text[len(prompt) :])
+
+        def answer(text):
             row = np.full(len(tokenizer), -100.0)
-            following = follow(script, text[len(prompt) :]) or ["<eos>"]
-            for rank, character in enumerate(following):
+            for rank, character in enumerate(options(text) or ["<eos>"]):
                 row[tokenizer.convert_tokens_to_ids(character)] = -rank
             return row
 

@@ -1,0 +1,160 @@
+"""What holds for every strategy: limits, ends, sums, pages; and nothing computed twice."""
+
+from __future__ import annotations
+
+import zlib
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scripted import PROMPT, check_tree, walk
+from ttc_runtime import Budget, Engine, SamplingParams
+from ttc_runtime.records import read_problems
+from ttc_runtime.strategies import (
+    DVTS,
+    MCTS,
+    STRATEGIES,
+    Adaptive,
+    BeamSearch,
+    BestOfN,
+    BudgetForcing,
+    CertaintyProbes,
+    Decomposition,
+    EarlyTermination,
+    Greedy,
+    ParticleFilter,
+    PlanCompare,
+    Rebase,
+    Retrieval,
+    SelfConsistency,
+    SpeculativeRejection,
+    ThoughtSwitching,
+)
+
+SHORT = SamplingParams(max_tokens=48)
+
+
+def upper(query):
+    return query.upper()
+
+
+SMALL = {
+    "greedy": Greedy(SHORT),
+    "self_consistency": SelfConsistency(4, SHORT),
+    "best_of_n": BestOfN(4, sampling=SHORT),
+    "beam": BeamSearch(4, 2, lookahead=1, step_tokens=9, sampling=SHORT),
+    "dvts": DVTS(4, 2, step_tokens=9, sampling=SHORT),
+    "rebase": Rebase(4, step_tokens=9, sampling=SHORT),
+    "particle": ParticleFilter(4, step_tokens=9, sampling=SHORT),
+    "mcts": MCTS(6, 2, value="rollout", parallel=3, step_tokens=9, sampling=SHORT),
+    "budget_forcing": BudgetForcing(2, 8, 24, 2, 9, "go on", "=", "\n#", sampling=SHORT),
+    "thought_switching": ThoughtSwitching(3, words=("a", "b+"), duration=5, sampling=SHORT),
+    "speculative_rejection": SpeculativeRejection(4, segment=6, sampling=SHORT),
+    "early_termination": EarlyTermination(4, 0.5, step_tokens=9, sampling=SHORT),
+    "certainty": CertaintyProbes(2, 6, 2, "\n#", "\n", 4, (), sampling=SHORT),
+    "adaptive": Adaptive(
+        2,
+        routes=(
+            Greedy(SHORT),
+            BestOfN(2, sampling=SHORT),
+            BeamSearch(4, 2, sampling=SHORT),
+            MCTS(3, sampling=SHORT),
+        ),
+        sampling=SHORT,
+    ),
+    "decomposition": Decomposition(2, "{problem}", "{part}=", "{problem}", 2, sampling=SHORT),
+    "plan_compare": PlanCompare(
+        2, 2, "auto", "{problem}", "{plan}=", "{problem}", "{problem}", "{problem}", sampling=SHORT
+    ),
+    "retrieval": Retrieval(upper, 2, "a", "b", "[", "]", 2, 9.0, condense="", sampling=SHORT),
+}
+
+
+def made_up(seed):
+    """A policy that draws letters, closes steps, answers and ends as a checksum decides."""
+
+    def options(text):
+        roll = zlib.crc32(f"{seed}/{text[-12:]}/{len(text)}".encode())
+        letters = ["a", "b", "+", "=", "7", "\n", "#"]
+        found = [letters[(roll >> 4 * i) % len(letters)] for i in range(1 + roll % 3)]
+        return [] if roll % 13 == 0 else list(dict.fromkeys(found))
+
+    return options
+
+
+def test_all_strategies_are_here():
+    assert set(SMALL) == set(STRATEGIES)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    st.integers(0, 2**20),
+    st.one_of(st.none(), st.integers(1, 150)),
+    st.one_of(st.none(), st.integers(1, 6)),
+    st.one_of(st.none(), st.integers(1, 150)),
+)
+def test_limits_ends_sums_and_pages(scripted, name, seed, tokens, samples, scored):
+    budget = Budget(tokens=tokens, samples=samples, scored_tokens=scored)
+    engine = scripted(made_up(seed), lambda text: zlib.crc32(text.encode()) % 101 / 100)
+    result = engine.solve(PROMPT, SMALL[name], budget, seed)
+    usage = result.usage
+    assert usage.generated <= (tokens or usage.generated)
+    assert usage.samples <= (samples or usage.samples)
+    assert usage.scored <= (scored or usage.scored)
+    assert usage.recomputed == 0
+    assert result.stop_reason in ("finished", "budget")
+    assert budget != Budget() or result.stop_reason == "finished"
+    if name == "mcts":
+        for node in walk(result.tree):
+            steps = [c for c in node.children if c.end_reason != "rollout"]
+            own = result.info["simulations"] if node is result.tree else node.visits
+            assert own == sum(c.visits for c in steps) or node.finished
+    check_tree(engine, result)
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    return Engine.from_pretrained("zoo:arith-small", reward="zoo:arith-prm", device="cpu")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_zoo_computes_nothing_twice(zoo, name):
+    records = read_problems("zoo:arith-test").records[::100]
+    zoo.clear_cache()
+    results = zoo.solve_all(records, SMALL[name])
+    assert [r.error for r in results] == [None] * len(records)
+    assert sum(r.usage.recomputed for r in results) == 0
+    for result in results:
+        check_tree(zoo, result)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_same_together_alone_and_reversed(zoo, name):
+    records = read_problems("zoo:arith-test").records[::100]
+
+    def trees(results):
+        return {
+            r.id: [(n.path, n.tokens, n.step_scores, n.stop_reason) for n in walk(r.tree)]
+            for r in results
+        }
+
+    together = trees(zoo.solve_all(records, SMALL[name], seed=5))
+    assert trees(zoo.solve_all(records[::-1], SMALL[name], seed=5)) == together
+    alone = zoo.solve_all(records[1:2], SMALL[name], seed=5)
+    assert trees(alone) == {alone[0].id: together[alone[0].id]}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_policy_that_says_nothing_useful(scripted, name):
+    """No separator, no answer, no end: it stops at max_tokens and says so."""
+    engine = scripted(lambda text: ["x", "y"], 0.5)
+    result = engine.solve(PROMPT, SMALL[name])
+    assert result.error is None
+    assert result.answer is None or name == "budget_forcing"  # where it is made to answer
+    assert all(b.stop_reason in ("length", "stop") for b in result.branches)
+    check_tree(engine, result)
