@@ -103,7 +103,8 @@ class Scorer:
             key = _digest(text.tokens)
             node = book.nodes.get(key)
             if node is None:
-                if not self._affordable(search, path[-1], text):
+                gap = 0 if fresh else self._gap(branch, path)
+                if not self._affordable(search, path[-1], text, gap):
                     branch.score_error = "budget"
                     break
                 node = _Node(key, text, path[-1].sequence)
@@ -113,8 +114,7 @@ class Scorer:
             branch.stop_reason = "unscorable"
         book.paths[branch] = path
         branch.step_scores += [_NAN] * (len(branch.steps) - len(branch.step_scores))
-        known = path[len(path) - len(fresh) - 1]
-        branch.reward = self._sequence(branch, known, fresh)
+        branch.reward = self._sequence(branch, path[: len(path) - len(fresh)], fresh)
         for node in fresh:
             node.sequence = branch.reward
             book.nodes[node.key] = node
@@ -136,27 +136,49 @@ class Scorer:
             same += 1
         return above[: same + 1]
 
-    def _sequence(self, branch: Branch, known: _Node, fresh: list[_Node]) -> Sequence:
-        """The sequence of a branch whose last known node is `known`, with the fresh ones in it."""
-        sequence = branch.reward
+    def _sequence(self, branch: Branch, path: list[_Node], fresh: list[_Node]) -> Sequence:
+        """The sequence of a branch whose known nodes are `path`, with the fresh ones in it."""
+        sequence, known = branch.reward, path[-1]
         tokens = fresh[-1].text.tokens if fresh else known.text.tokens
         if sequence is not None and sequence.tokens in (tokens, tokens[: known.end]):
             sequence.tokens += tokens[len(sequence.tokens) :]
             return sequence
+        held, end = self._holder(branch, path)
         # Where the tokenizer joins text to the last token, only what changed is run again.
-        shared = common_prefix(known.text.tokens, tokens)
-        branch.search.reward_ledger.recomputed += known.end - shared
-        new = Sequence(tokens[:shared], branch.search.reward_ledger, known.sequence, branch)
+        shared = min(end, common_prefix(known.text.tokens, tokens))
+        branch.search.reward_ledger.recomputed += end - shared
+        new = Sequence(tokens[:shared], branch.search.reward_ledger, held, branch)
         new.tokens += tokens[shared:]
         return new
 
-    def _affordable(self, search: Search, before: _Node, text: Written) -> bool:
+    def _holder(self, branch: Branch, path: list[_Node]) -> tuple[Sequence, int]:
+        """A sequence that has, or will have, the tokens of a path in the pool, and how many.
+
+        The branch that was forked from is kept for its children; another one with the same text may
+        have been given up by the search.
+        """
+        above = branch.parent.reward if branch.parent is not None else None
+        if above is not None and above.tokens[: path[-1].end] == path[-1].text.tokens:
+            return above, path[-1].end
+        for node in reversed(path[1:]):
+            if node.score is None or (node.sequence.kv and node.sequence.length >= node.end):
+                return node.sequence, node.end
+        return path[0].sequence, path[0].end
+
+    def _gap(self, branch: Branch, path: list[_Node]) -> int:
+        """Tokens of known nodes that have to be run once more, as what held them was given up."""
+        if branch.reward is not None and branch.reward.tokens == path[-1].text.tokens:
+            return _missing(branch.reward, path[-1].end)
+        held, end = self._holder(branch, path)
+        return path[-1].end - end + _missing(held, end)
+
+    def _affordable(self, search: Search, before: _Node, text: Written, gap: int) -> bool:
         limit = search.budget.scored_tokens
         if limit is None:
             return True
         if search.scoring_committed == 0:
             search.scoring_committed = len(self.reward.format.prompt(search.problem).tokens)
-        tokens = len(text.tokens) - common_prefix(before.text.tokens, text.tokens)
+        tokens = gap + len(text.tokens) - common_prefix(before.text.tokens, text.tokens)
         tokens += len(self.reward.format.probe(text)[1])
         tokens += self.reward.verdict.longest if self.reward.verdict else 0
         if search.scoring_committed + tokens > limit:
@@ -291,6 +313,16 @@ class Scorer:
         """Forget a problem and its work."""
         self._jobs = [b for b in self._jobs if b.search is not search]
         self._books.pop(search, None)
+
+
+def _missing(sequence: Sequence, end: int) -> int:
+    """Of the first `end` tokens of a sequence, those that are not in the pool."""
+    if sequence.kv is not None:
+        return max(0, end - sequence.length)
+    if sequence.parent is None:
+        return 0  # the prompt, which is counted by itself
+    shared = min(end, sequence.fork_len)
+    return end - shared + _missing(sequence.parent, shared)
 
 
 def _digest(tokens: list[int]) -> bytes:

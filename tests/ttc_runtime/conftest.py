@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from scripted import scripted
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
+
+__all__ = ["ARCHITECTURES", "make_engine", "one_thread", "scripted", "tiny_model"]
 
 CHARACTERS = ["<pad>", "<eos>", "<unk>", "\n", *"0123456789+-*=#abcdefghijklmnopqrstuvwxyz "]
 
