@@ -92,7 +92,7 @@ class Scorer:
         search = branch.search
         book = self._books.setdefault(search, _Book())
         path = book.paths.get(branch) or self._known_path(book, branch)
-        fresh = []
+        fresh: list[_Node] = []
         for number in range(len(path), len(branch.steps) + 1):
             try:
                 text = self.reward.format.extend(path[-1].text, branch.steps[number - 1])
