@@ -1,6 +1,8 @@
 # make demo   build, then solve the shipped problems with the shipped models
 # make test   build, lint, type-check, run the tests
 # make bench  the CPU benchmarks (an hour on two cores; see bench/README.md for parts of it)
+# make frontier  searches on the zoo, and docs/frontier.md from them (half an hour; goes on where it
+#                was interrupted)
 # make wheel  a wheel in dist/
 #
 # Everything is installed into .venv. TORCH names the torch to install there; the default is a
@@ -14,7 +16,7 @@ BUILD_TOOLS := setuptools>=77 wheel ninja cmake>=3.24 pybind11>=2.13
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt setup.py
 
-.PHONY: demo test lint check bench wheel clean
+.PHONY: demo test lint check bench frontier wheel clean
 
 demo: $(VENV)/.built
 	$(VENV)/bin/ttc demo
@@ -35,6 +37,9 @@ bench: $(VENV)/.built
 	    --json bench/results/tree_attention_cpu_$$dtype.json || exit 1; done
 	$(PY) -m bench.replay --dtype bf16 --json bench/results/replay_cpu_bf16.json
 	$(PY) -m bench.generate --device cpu --json bench/results/generate_cpu_bf16.json
+
+frontier: $(VENV)/.built
+	$(PY) -m bench.frontier
 
 wheel: $(VENV)/.built
 	$(PY) -m pip wheel . --no-build-isolation --no-deps -w dist

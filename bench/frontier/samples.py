@@ -102,13 +102,14 @@ def load(problems: str, file: Path, seed: int, limit: int | None) -> list[Drawn]
     found = []
     for problem in chosen(problems, limit):
         line = lines[problem["id"]]
-        right = [answer == problem["answer"] for answer in line["answers"]]
+        answers = [None if a is None else str(int(a)) for a in line["answers"]]
+        right = [answer == problem["answer"] for answer in answers]
         found.append(
             Drawn(
                 problem["id"],
                 problem["difficulty"],
                 np.array(right),
-                line["answers"],
+                answers,
                 np.array(line["tokens"]),
                 line["scores"],
             )

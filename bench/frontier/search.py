@@ -10,11 +10,27 @@ from pathlib import Path
 from ttc_runtime import Engine, SamplingParams
 from ttc_runtime.records import read_results
 from ttc_runtime.runs import run_to_file
-from ttc_runtime.strategies import DVTS, MCTS, BeamSearch, BestOfN, Greedy, Strategy
+from ttc_runtime.strategies import (
+    DVTS,
+    MCTS,
+    BeamSearch,
+    BestOfN,
+    BudgetForcing,
+    Greedy,
+    SpeculativeRejection,
+    Strategy,
+)
 
 from .samples import MAX_TOKENS, chosen
 
 _SAMPLING = SamplingParams(max_tokens=MAX_TOKENS)
+_GREEDY = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
+# The zoo has no words to think with: the mark of the answer line ends the thinking, and a new line
+# stands for "Wait".
+_FORCED = {"end": "#", "answer": "", "wait": "\n", "answer_tokens": 8, "sampling": _GREEDY}
+_LINE = 12  # tokens of a step of the zoo, about
+CAPS = (6, 12, 24, 48, 96)
+WAITS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -22,11 +38,13 @@ class Run:
     """A strategy on a policy.
 
     strategy: as run. policy: a model of the zoo. reward: whether the reward model is at hand.
+    limit: only so many problems of each difficulty, where all would take too long.
     """
 
     strategy: Strategy
     policy: str = "arith-small"
     reward: bool = True
+    limit: int | None = None
 
 
 RUNS: dict[str, Run] = {
@@ -35,8 +53,21 @@ RUNS: dict[str, Run] = {
     "beam-16": Run(BeamSearch(16, sampling=_SAMPLING)),
     "DVTS-16": Run(DVTS(16, sampling=_SAMPLING)),
     "MCTS-50": Run(MCTS(50, sampling=_SAMPLING)),
-    "MCTS-200": Run(MCTS(200, sampling=_SAMPLING)),
+    "MCTS-200": Run(MCTS(200, sampling=_SAMPLING), limit=40),
     "large greedy": Run(Greedy(_SAMPLING), "arith-large", reward=False),
+    **{
+        f"at most {cap}": Run(BudgetForcing(max_thinking=cap, **_FORCED), reward=False)
+        for cap in CAPS
+    },
+    **{
+        f"{waits} waits": Run(
+            BudgetForcing(min_thinking=150, max_thinking=150, max_waits=waits, **_FORCED),
+            reward=False,
+        )
+        for waits in WAITS
+    },
+    "rejection-16": Run(SpeculativeRejection(16, segment=_LINE, sampling=_SAMPLING)),
+    "rejection-64": Run(SpeculativeRejection(64, segment=_LINE, sampling=_SAMPLING)),
 }
 
 
@@ -53,7 +84,8 @@ def run(
         limit: only so many problems of each difficulty.
         say: takes a line of text about what is done.
     """
-    plan, records = RUNS[name], chosen(problems, limit)
+    plan = RUNS[name]
+    records = chosen(problems, min(filter(None, (limit, plan.limit)), default=None))
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{problems}_{name.replace(' ', '_')}_{seed}.jsonl"
     models = {"model": f"zoo:{plan.policy}", "reward": "zoo:arith-prm" if plan.reward else None}
@@ -62,7 +94,7 @@ def run(
         file,
         records,
         plan.strategy,
-        lambda: Engine.from_pretrained(**models, device="cpu", max_batch=512),
+        lambda: Engine.from_pretrained(**models, device="cpu", max_batch=512, kv_memory="6GiB"),
         seed=seed,
         models=models,
         on_result=solved.append,
