@@ -8,6 +8,8 @@ import operator
 import re
 from collections.abc import Callable
 
+from ttc_runtime.symbolic import same_formula
+
 _BOXED = r"\boxed{"
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _STATED = re.compile(r"final answer(?: is)?\s*:?[ \t]*([^\n]+)", re.IGNORECASE)
@@ -16,16 +18,32 @@ _LARGEST_POWER = 64
 
 def extract_answer(text: str) -> str | None:
     r"""The answer a solution states: its last ``\boxed{}``, what follows its last "Final Answer:",
-    else its last number; None if it has none of them.
+    else its last number; None if it has none of them. Thinking is left out.
 
     >>> extract_answer(r"so \boxed{\frac{1}{2}}."), extract_answer("It is 4, or 5.")
     ('\\frac{1}{2}', '5')
     """
+    _, text = split_thinking(text)
     stated = stated_answer(text)
     if stated is not None:
         return stated
     numbers = _NUMBER.findall(text)
     return numbers[-1] if numbers else None
+
+
+def split_thinking(text: str, begin: str = "<think>", end: str = "</think>") -> tuple[str, str]:
+    """The thinking and the answer in a text; a thought that was not ended has no answer.
+
+    begin, end: marks around the thinking; the first may be part of the prompt instead.
+
+    >>> split_thinking("<think>3 or 4</think> It is 4.")
+    ('3 or 4', 'It is 4.')
+    """
+    thinking, ended, answer = text.rpartition(end)
+    if not ended:
+        before, begun, after = text.partition(begin)
+        return (after.strip(), "") if begun and not before.strip() else ("", text)
+    return thinking.replace(begin, "", 1).strip(), answer.strip()
 
 
 def stated_answer(text: str) -> str | None:
@@ -64,8 +82,9 @@ def extractor_for(model: str) -> Callable[[str], str | None]:
 
 
 def equivalent(a: str | None, b: str | None) -> bool:
-    r"""Whether two answers mean the same: equal text, or arithmetic of equal value, in plain or
-    LaTeX notation. None equals nothing.
+    r"""Whether two answers mean the same: equal text, arithmetic of equal value, or equal formulas,
+    in plain or LaTeX notation. None equals nothing. Formulas are compared by sympy, for 3 seconds
+    at most; see `ttc_runtime.symbolic`.
 
     >>> equivalent("0.5", r"\frac{1}{2}"), equivalent("x", "y"), equivalent(None, None)
     (True, False, False)
@@ -77,7 +96,7 @@ def equivalent(a: str | None, b: str | None) -> bool:
         return True
     x, y = _value(a), _value(b)
     if x is None or y is None:
-        return False
+        return same_formula(_without_latex(a), _without_latex(b))
     return math.isclose(x, y, rel_tol=1e-9, abs_tol=1e-12)
 
 
@@ -122,16 +141,26 @@ def _value(text: str) -> float | None:
     """
     if len(text) > 200:
         return None
-    text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"((\1)/(\2))", text)
-    text = re.sub(r"\\sqrt\{([^{}]+)\}", r"((\1)^0.5)", text)
-    text = re.sub(r"\\left|\\right|\\[,!; ]|(?<=\d),(?=\d{3})", "", text)
-    text = text.replace(r"\cdot", "*").replace(r"\times", "*").replace("^", "**")
+    text = _without_latex(text).replace("^", "**")
     # int() refuses leading zeros in source text, and 007 is a number here.
     text = re.sub(r"(?<![\d.])0+(?=\d)", "", text)
     try:
         return _evaluate(ast.parse(text.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError, TypeError):
         return None
+
+
+def _without_latex(text: str) -> str:
+    """In plain notation: fractions, roots, products, brackets and spacing."""
+    before = ""
+    while text != before:  # from the inside out
+        before = text
+        text = re.sub(r"\\sqrt\{([^{}]+)\}", r"((\1)^0.5)", text)
+        text = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r"((\1)/(\2))", text)
+    text = re.sub(r"\\left|\\right|\\[,!; ]|(?<=\d),(?=\d{3})", "", text)
+    text = text.replace(r"\cdot", "*").replace(r"\times", "*").replace(r"\infty", "oo")
+    text = re.sub(r"\\([{}])", r"\1", re.sub(r"(?<!\\)\{([^{}]*)(?<!\\)\}", r"(\1)", text))
+    return re.sub(r"\\([A-Za-z]+)", r"\1 ", text)
 
 
 def _evaluate(node: ast.AST) -> float:

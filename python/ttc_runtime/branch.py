@@ -152,7 +152,7 @@ class Branch:
                 f"Branch.ask: the prompt must have 1 to {longest - 1} tokens, got {len(tokens)}"
             )
         child = Branch(self.search, [], self, (*self.path, len(self.children)))
-        child.sequence = Sequence(tokens, self.search.policy_ledger)
+        child.sequence = Sequence(tokens, self.search.policy_ledger, owner=child)
         child.prompt_tokens, child.step_starts = len(tokens), [len(tokens)]
         child.steps, child.step_scores, child.logprobs = [], [], []
         self.search.usage.prompt += len(tokens)

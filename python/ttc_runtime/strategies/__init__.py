@@ -12,6 +12,7 @@ from ttc_runtime.strategies.beam import BeamSearch
 from ttc_runtime.strategies.best_of_n import BestOfN
 from ttc_runtime.strategies.budget_forcing import BudgetForcing
 from ttc_runtime.strategies.certainty import CertaintyProbes
+from ttc_runtime.strategies.compute_optimal import ComputeOptimal
 from ttc_runtime.strategies.decomposition import Decomposition
 from ttc_runtime.strategies.difficulty import estimate_difficulty
 from ttc_runtime.strategies.dvts import DVTS
@@ -41,6 +42,7 @@ __all__ = [
     "BestOfN",
     "BudgetForcing",
     "CertaintyProbes",
+    "ComputeOptimal",
     "Confidence",
     "Decomposition",
     "EarlyTermination",
@@ -81,6 +83,7 @@ _KINDS = (
     EarlyTermination,
     CertaintyProbes,
     Adaptive,
+    ComputeOptimal,
     Decomposition,
     PlanCompare,
     Retrieval,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ttc_runtime.sampling import SamplingParams
-from ttc_runtime.search import Score, Search
+from ttc_runtime.search import Search
 from ttc_runtime.strategies.base import (
     SELECTS,
     Outcome,
@@ -18,7 +18,7 @@ from ttc_runtime.strategies.base import (
 )
 from ttc_runtime.strategies.beam import BeamSearch
 from ttc_runtime.strategies.best_of_n import BestOfN
-from ttc_runtime.strategies.difficulty import ESTIMATES, estimate_difficulty
+from ttc_runtime.strategies.difficulty import ESTIMATES, estimate_difficulty, search_further
 from ttc_runtime.strategies.greedy import Greedy
 from ttc_runtime.strategies.mcts import MCTS
 
@@ -72,8 +72,6 @@ class Adaptive:
             search, self.samples, self.sampling, self.estimate
         )
         route = self.routes[sum(difficulty >= bound for bound in self.bounds)]
-        found = yield from route.run(search)
-        if search.scored:
-            yield Score([branch for branch in found.branches if not branch.freed])
+        found = yield from search_further(search, route)
         info = {"difficulty": round(difficulty, 6), "route": route.name, **found.info}
         return Outcome([*samples, *found.branches], self.select, info)

@@ -11,6 +11,7 @@ from ttc_runtime.answers import group
 from ttc_runtime.branch import Branch
 from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.search import Generate, Score, Search
+from ttc_runtime.strategies.base import Outcome, Strategy
 from ttc_runtime.strategies.values import Confidence, RewardValue
 
 ESTIMATES = ("reward", "agreement", "confidence")
@@ -38,3 +39,11 @@ def estimate_difficulty(
         yield Score(branches)
     known = [v for v in values if not math.isnan(v)]
     return 1 - sum(known) / len(known) if known else 1.0, branches
+
+
+def search_further(search: Search, strategy: Strategy) -> Generator[Any, Any, Outcome]:
+    """Run a strategy within another; what it found is scored, to stand beside other candidates."""
+    found = yield from strategy.run(search)
+    if search.scored:
+        yield Score([branch for branch in found.branches if not branch.freed])
+    return found

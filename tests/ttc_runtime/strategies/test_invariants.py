@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted import PROMPT, check_tree, walk
 from ttc_runtime import Budget, Engine, SamplingParams
+from ttc_runtime.calibration import Calibration, Trial
 from ttc_runtime.records import read_problems
 from ttc_runtime.strategies import (
     DVTS,
@@ -19,6 +20,7 @@ from ttc_runtime.strategies import (
     BestOfN,
     BudgetForcing,
     CertaintyProbes,
+    ComputeOptimal,
     Decomposition,
     EarlyTermination,
     Greedy,
@@ -31,7 +33,8 @@ from ttc_runtime.strategies import (
     ThoughtSwitching,
 )
 
-SHORT = SamplingParams(max_tokens=48)
+FEW = {"max_tokens": 48}
+SHORT = SamplingParams(**FEW)
 
 
 def upper(query):
@@ -59,6 +62,22 @@ SMALL = {
             BestOfN(2, sampling=SHORT),
             BeamSearch(4, 2, sampling=SHORT),
             MCTS(3, sampling=SHORT),
+        ),
+        sampling=SHORT,
+    ),
+    "compute_optimal": ComputeOptimal(
+        Calibration(
+            {
+                "few": {"name": "best_of_n", "n": 2, "sampling": FEW},
+                "many": {"name": "beam", "n": 4, "width": 2, "sampling": FEW},
+            },
+            2,
+            "agreement",
+            [0.5],
+            [
+                Trial(0.2, 1, {"few": True, "many": True}, {"few": 1, "many": 2}),
+                Trial(0.7, 1, {"few": False, "many": True}, {"few": 1, "many": 2}),
+            ],
         ),
         sampling=SHORT,
     ),
