@@ -18,7 +18,7 @@ except ImportError as error:
         f"recent enough. ({error})"
     ) from error
 
-CUDA_OPS = ("merge_states", "write_kv", "copy_pages", "commit_kv")
+CUDA_OPS = ("tree_attention", "merge_states", "write_kv", "copy_pages", "commit_kv")
 """The ops with a kernel in _C_cuda.so."""
 
 _folder = Path(__file__).parent

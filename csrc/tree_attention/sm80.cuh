@@ -40,24 +40,37 @@ struct Sm80Layout {
   static constexpr int kRowBytes = kHeadDim * (kFp8 ? 1 : 2);
   static constexpr int kChunks = kRowBytes / 16;
   static constexpr int kSlotBytes = kKeys * kRowBytes;
-  static constexpr int kSlots = kFp8 || kHeadDim < 256 ? 4 : 3;
+  static constexpr int kSlots = kFp8 || kHeadDim < 256 ? 4 : 2;
+  // Of the queries' fragments the last ones stand in shared memory where registers are short.
+  static constexpr int kSharedSteps = kHeadDim == 256 ? 8 : 0;
   // At the end the ring's place is taken by the outputs of all warps, [64][kPitch] floats.
   static constexpr int kPitch = kHeadDim + (kFp8 ? 16 : 8);
   static constexpr int kRingBytes = kSlots * kSlotBytes > 256 * kPitch ? kSlots * kSlotBytes : 256 * kPitch;
-  static constexpr int kBlocks = kHeadDim == 64 ? 3 : kHeadDim < 256 ? 2 : kFp8 ? 2 : 1;  // per multiprocessor
+  static constexpr int kBlocks = kHeadDim == 64 ? 3 : 2;  // per multiprocessor
 
   struct Row {
     int32_t lo, hi, draft_begin;  // Sight; a row that is none: kNoKey, 0, kNoKey
     int32_t q;
   };
+  // The unit at hand, and of it up to kRows rows and the tiles of keys that they see. What is looked at
+  // once a tile stands here, for registers are short.
+  struct Unit {
+    WorkItem item;
+    int32_t kv_head;
+    float k_scale;
+    int32_t first_row, num_rows;
+    int32_t first_key, last_key;  // seen by any row: [first_key, last_key)
+    int32_t start, tiles;         // tiles begin at key `start`
+  };
   struct Shared {
     PlanHeader header;
-    WorkItem item;  // of the unit at hand
+    Unit unit;
     Row rows[kRows];
     union {
       int64_t offset[2][kKeys];  // of a tile's keys in the caches, in elements; -1: zeros are read
       int32_t merges[128];       // entries of the merge lists that this block completes
     };
+    uint4 queries[kSharedSteps > 0 ? kRows / 16 * kSharedSteps * 32 : 1];  // [16 rows][step][lane]
     float2 ml[64];
     int32_t next_unit, num_merges;
   };
@@ -82,7 +95,7 @@ class Sm80Block {
         ring_(dynamic_smem()),
         shared_(*reinterpret_cast<typename L::Shared*>(ring_ + L::kRingBytes)),
         plan_{params.plan, &shared_.header},
-        item_(shared_.item),
+        u_(shared_.unit),
         thread_(int(threadIdx.x)),
         warp_(thread_ / 32),
         lane_(thread_ % 32) {}
@@ -90,23 +103,25 @@ class Sm80Block {
   __device__ __forceinline__ void run() {
     load_header(p_.plan, &shared_.header, thread_);
     __syncthreads();
-    const int32_t units = shared_.header.num_items * p_.num_kv_heads;
-    const bool draws = units > int32_t(gridDim.x);
-    for (int32_t unit = int32_t(blockIdx.x); unit < units;) {
+    for (int32_t unit = int32_t(blockIdx.x); unit < num_units();) {
       // Asked for now, needed when this unit is done.
-      int32_t next = units;
-      if (draws && thread_ == 0) next = next_unit(p_);
-      if (thread_ < int(sizeof(WorkItem) / 4))
-        reinterpret_cast<int32_t*>(&shared_.item)[thread_] =
+      int32_t next = 0x7fffffff;
+      if (thread_ == 0 && draws()) next = next_unit(p_);
+      constexpr int kItemInts = sizeof(WorkItem) / 4;
+      if (thread_ < kItemInts)
+        reinterpret_cast<int32_t*>(&u_.item)[thread_] =
             reinterpret_cast<const int32_t*>(&plan_.item(unit / p_.num_kv_heads))[thread_];
+      if (thread_ == kItemInts) {
+        u_.kv_head = unit % p_.num_kv_heads;
+        u_.k_scale = p_.k_scales ? p_.k_scales[u_.kv_head] : 1.0f;
+      }
       __syncthreads();
-      kv_head_ = unit % p_.num_kv_heads;
       run_unit();
       if (thread_ == 0) shared_.next_unit = next;
       __syncthreads();
       unit = shared_.next_unit;
     }
-    if (draws && thread_ == 0) leave_grid(p_);
+    if (draws() && thread_ == 0) leave_grid(p_);
     write_empty_states<T, kHeadDim>(p_, plan_, thread_, kSm80Threads);
   }
 
@@ -117,35 +132,48 @@ class Sm80Block {
     float m[2], l[2];
   };
 
+  __device__ __forceinline__ int32_t num_units() const { return shared_.header.num_items * p_.num_kv_heads; }
+  // Whether blocks take more units than their first.
+  __device__ __forceinline__ bool draws() const { return num_units() > int32_t(gridDim.x); }
+
   __device__ __forceinline__ void run_unit() {
-    const int32_t rows = item_.q_count * p_.group;
-    const int row_warps = item_.tile_rows <= 16 ? 1 : item_.tile_rows <= 32 ? 2 : L::kRows / 16;
-    pieces_ = kWarps / row_warps;
-    for (first_row_ = 0; first_row_ < rows; first_row_ += 16 * row_warps) {
-      num_rows_ = min(rows - first_row_, 16 * row_warps);
-      find_rows(16 * row_warps);
-      if (pieces_ == 4)
-        run_tiles<16>();
-      else if (pieces_ == 2)
-        run_tiles<32>();
-      else if constexpr (L::kRows == 64)
-        run_tiles<64>();
-    }
-    if (item_.partial_base >= 0) merge_if_last();
+    const int row_warps = u_.item.tile_rows <= 16 ? 1 : u_.item.tile_rows <= 32 ? 2 : L::kRows / 16;
+    if (row_warps == 1)
+      run_rows<1>();
+    else if (row_warps == 2)
+      run_rows<2>();
+    else if constexpr (L::kRows == 64)
+      run_rows<4>();
+    if (u_.item.partial_base >= 0) merge_if_last();
   }
 
-  // The rows and what they see, and from that the tiles.
-  __device__ __forceinline__ void find_rows(int padded) {
+  // The item's rows, 16 * RowWarps at a time.
+  template <int RowWarps>
+  __device__ __forceinline__ void run_rows() {
+    int32_t first_row = 0;
+    do {
+      find_rows(first_row, 16 * RowWarps);
+      run_tiles<RowWarps>();
+      first_row = u_.first_row + 16 * RowWarps;
+      __syncthreads();
+    } while (first_row < u_.item.q_count * p_.group);
+  }
+
+  // The rows from first_row on and what they see, and from that the tiles. All threads pass a barrier before
+  // they read the unit's tiles.
+  __device__ __forceinline__ void find_rows(int32_t first_row, int padded) {
+    const int32_t num_rows = min(u_.item.q_count * p_.group - first_row, padded);
     if (thread_ < padded) {
       Row row{kNoKey, 0, kNoKey, 0};
-      if (thread_ < num_rows_) {
-        const int32_t q = item_.q_begin + (first_row_ + thread_) / p_.group;
-        const Sight sight = sight_of(plan_, q, item_.has_draft != 0);
-        row = {sight.lo, min(sight.hi, item_.k_end), sight.draft_begin, q};
+      if (thread_ < num_rows) {
+        const int32_t q = u_.item.q_begin + (first_row + thread_) / p_.group;
+        const Sight sight = sight_of(plan_, q, u_.item.has_draft != 0);
+        row = {sight.lo, min(sight.hi, u_.item.k_end), sight.draft_begin, q};
       }
       shared_.rows[thread_] = row;
     }
     __syncthreads();
+    if (warp_ != 0) return;
     int32_t lo = kNoKey, hi = 0;
     for (int i = lane_; i < padded; i += 32) {
       lo = min(lo, shared_.rows[i].lo);
@@ -156,38 +184,42 @@ class Sm80Block {
       lo = min(lo, __shfl_xor_sync(kAll, lo, step));
       hi = max(hi, __shfl_xor_sync(kAll, hi, step));
     }
-    first_key_ = lo;
-    last_key_ = hi;
-    start_ = item_.k_begin + max(lo - item_.k_begin, 0) / L::kKeys * L::kKeys;
-    tiles_ = hi > start_ ? (hi - start_ + L::kKeys - 1) / L::kKeys : 0;
+    if (lane_ != 0) return;
+    const int32_t start = u_.item.k_begin + max(lo - u_.item.k_begin, 0) / L::kKeys * L::kKeys;
+    u_.first_row = first_row;
+    u_.num_rows = num_rows;
+    u_.first_key = lo;
+    u_.last_key = hi;
+    u_.start = start;
+    u_.tiles = hi > start ? (hi - start + L::kKeys - 1) / L::kKeys : 0;
   }
 
   // --- from global to shared memory -----------------------------------------------------------------
 
   // The page of this thread's key in a tile, -1 if no row sees that key. Threads past the keys ask for none.
   __device__ __forceinline__ int32_t look_up(int32_t tile) const {
-    const int32_t key = start_ + tile * L::kKeys + thread_;
-    if (thread_ >= L::kKeys || tile >= tiles_ || key < first_key_ || key >= last_key_) return -1;
-    return plan_.pages()[item_.page_offset + page_of(p_, key) - page_of(p_, item_.k_begin)];
+    const int32_t key = u_.start + tile * L::kKeys + thread_;
+    if (thread_ >= L::kKeys || tile >= u_.tiles || key < u_.first_key || key >= u_.last_key) return -1;
+    return plan_.pages()[u_.item.page_offset + page_of(p_, key) - page_of(p_, u_.item.k_begin)];
   }
 
   __device__ __forceinline__ void place(int32_t tile, int32_t page) const {
     if (thread_ >= L::kKeys) return;
-    const int32_t key = start_ + tile * L::kKeys + thread_;
+    const int32_t key = u_.start + tile * L::kKeys + thread_;
     const int64_t in_page = key - page_of(p_, key) * p_.page_size;
     shared_.offset[tile & 1][thread_] =
-        page < 0 ? -1 : page * p_.page_stride + in_page * p_.token_stride + kv_head_ * p_.head_stride;
+        page < 0 ? -1 : page * p_.page_stride + in_page * p_.token_stride + u_.kv_head * p_.head_stride;
   }
 
-  // Asks for the i-th slot's worth: K of tile i / 2, or V. The pages of a tile are looked up while the one
+  // Asks for the i-th slot's worth, K of tile i / 2 or V, to come to a slot. The pages of a tile are looked up while the one
   // before it is multiplied.
-  __device__ __forceinline__ void load(int32_t i) {
-    if (i < 2 * tiles_) {
+  __device__ __forceinline__ void load(int32_t i, int slot_index) {
+    if (i < 2 * u_.tiles) {
       const char* const cache = static_cast<const char*>(i & 1 ? p_.v_cache : p_.k_cache);
-      char* const slot = ring_ + fill_ * L::kSlotBytes;
+      char* const slot = ring_ + slot_index * L::kSlotBytes;
       const int64_t* const offset = shared_.offset[i >> 1 & 1];
       const int thread = ptx::unhoisted(thread_);
-#pragma unroll(L::kChunks == 32 ? 4 : 16)
+#pragma unroll(L::kChunks == 32 ? 2 : 16)
       for (int j = 0; j < L::kKeys * L::kChunks / kSm80Threads; ++j) {
         const int at = thread + j * kSm80Threads, row = at / L::kChunks, chunk = at % L::kChunks;
         const int64_t begin = offset[row];
@@ -196,18 +228,17 @@ class Sm80Block {
       }
     }
     ptx::cp_async_commit();
-    fill_ = fill_ + 1 == L::kSlots ? 0 : fill_ + 1;
     if (i & 1) {
       place((i >> 1) + 1, page_ahead_);
       page_ahead_ = look_up((i >> 1) + 2);
     }
   }
 
-  // Waits for the i-th slot, which is use_, and asks for what takes the place of the one before it.
+  // Waits for the i-th slot's worth, and asks for what takes the place of the one before it.
   __device__ __forceinline__ const char* next_slot(int32_t i) {
     ptx::cp_async_wait<L::kSlots - 2>();
     __syncthreads();
-    load(i + L::kSlots - 1);
+    load(i + L::kSlots - 1, use_ == 0 ? L::kSlots - 1 : use_ - 1);
     const char* const slot = ring_ + use_ * L::kSlotBytes;
     use_ = use_ + 1 == L::kSlots ? 0 : use_ + 1;
     return slot;
@@ -215,43 +246,73 @@ class Sm80Block {
 
   // --- products -------------------------------------------------------------------------------------
 
-  // The warp's 16 queries as operand A of the products with K.
-  __device__ __forceinline__ void load_queries(uint32_t (&a)[kHeadDim / 16][4]) const {
+  static constexpr int kSteps = kHeadDim / 16, kOwnSteps = kSteps - L::kSharedSteps;
+
+  __device__ __forceinline__ int query_at(int warp_row, int k) const {
+    return (warp_row / 16 * L::kSharedSteps + k - kOwnSteps) * 32 + lane_;
+  }
+
+  // The warp's 16 queries as operand A of the products with K: the first steps to registers, the others, if
+  // the warp stores them, to shared memory.
+  __device__ __forceinline__ void load_queries(uint32_t (&a)[kOwnSteps][4], int warp_row, bool stores) const {
     const int g = lane_ / 4, c = lane_ % 4;
+    const char* q[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int r = warp_ / pieces_ * 16 + g + 8 * half;
-      if (r >= num_rows_) {
+      const int r = warp_row + g + 8 * half;
+      q[half] = nullptr;
+      if (r >= u_.num_rows) continue;
+      const int64_t head = int64_t(u_.kv_head) * p_.group + (u_.first_row + r) % p_.group;
+      q[half] = static_cast<const char*>(p_.q) +
+                2 * (plan_.q_token(shared_.rows[r].q) * p_.q_token_stride + head * p_.q_head_stride);
+    }
 #pragma unroll
-        for (int k = 0; k < kHeadDim / 16; ++k) a[k][half] = a[k][2 + half] = 0;
-        continue;
-      }
-      const int64_t head = int64_t(kv_head_) * p_.group + (first_row_ + r) % p_.group;
-      const char* const q = static_cast<const char*>(p_.q) +
-                            2 * (plan_.q_token(shared_.rows[r].q) * p_.q_token_stride + head * p_.q_head_stride);
+    for (int k = 0; k < kSteps; ++k) {
+      uint32_t x[4] = {0, 0, 0, 0};
 #pragma unroll
-      for (int k = 0; k < kHeadDim / 16; ++k) {
+      for (int half = 0; half < 2; ++half) {
+        if (!q[half]) continue;
         if constexpr (kFp8) {
           // Dimensions 4c and 4c + 2 of 16, then 4c + 1 and 4c + 3.
-          const uint2 x = *reinterpret_cast<const uint2*>(q + 32 * k + 8 * c);
-          a[k][half] = (x.x & 0xffffu) | x.y << 16;
-          a[k][2 + half] = x.x >> 16 | (x.y & 0xffff0000u);
+          const uint2 four = *reinterpret_cast<const uint2*>(q[half] + 32 * k + 8 * c);
+          x[half] = (four.x & 0xffffu) | four.y << 16;
+          x[2 + half] = four.x >> 16 | (four.y & 0xffff0000u);
         } else {
-          a[k][half] = *reinterpret_cast<const uint32_t*>(q + 32 * k + 4 * c);
-          a[k][2 + half] = *reinterpret_cast<const uint32_t*>(q + 32 * k + 4 * c + 16);
+          x[half] = *reinterpret_cast<const uint32_t*>(q[half] + 32 * k + 4 * c);
+          x[2 + half] = *reinterpret_cast<const uint32_t*>(q[half] + 32 * k + 4 * c + 16);
         }
       }
+      if (k < kOwnSteps) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[k][i] = x[i];
+      } else {
+        if (stores) shared_.queries[query_at(warp_row, k)] = {x[0], x[1], x[2], x[3]};
+      }
+    }
+  }
+
+  __device__ __forceinline__ void query_step(const uint32_t (&q)[kOwnSteps][4], int warp_row, int k,
+                                             uint32_t (&a)[4]) const {
+    if (k < kOwnSteps) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = q[k][i];
+    } else {
+      const uint4 x = shared_.queries[query_at(warp_row, k)];
+      a[0] = x.x, a[1] = x.y, a[2] = x.z, a[3] = x.w;
     }
   }
 
   // s = Q K^T for the warp's Keys keys, which begin at row `begin` of the slot.
   template <int Keys>
-  __device__ __forceinline__ void multiply_keys(const char* slot, int begin, const uint32_t (&q)[kHeadDim / 16][4],
-                                                float (&s)[Keys / 8][4]) const {
+  __device__ __forceinline__ void multiply_keys(const char* slot, int begin, const uint32_t (&q)[kOwnSteps][4],
+                                                int warp_row, float (&s)[Keys / 8][4]) const {
     const int lane = ptx::unhoisted(lane_);
     const int row = begin + lane % 8 + lane / 16 * 8, chunk = lane / 8 % 2;
 #pragma unroll
-    for (int k = 0; k < L::kChunks / 2; ++k)
+    for (int k = 0; k < L::kChunks / 2; ++k) {
+      uint32_t a[kFp8 ? 2 : 1][4];
+#pragma unroll
+      for (int h = 0; h < (kFp8 ? 2 : 1); ++h) query_step(q, warp_row, (kFp8 ? 2 : 1) * k + h, a[h]);
 #pragma unroll
       for (int n = 0; n < Keys / 16; ++n) {
         uint32_t r[4];
@@ -261,15 +322,16 @@ class Sm80Block {
           for (int h = 0; h < 2; ++h) {
             const uint32_t b0[2] = {ptx::e4m3_bytes_to<T>(r[h]), ptx::e4m3_bytes_to<T>(r[h] >> 8)};
             const uint32_t b1[2] = {ptx::e4m3_bytes_to<T>(r[2 + h]), ptx::e4m3_bytes_to<T>(r[2 + h] >> 8)};
-            ptx::mma_m16n8k16<T>(s[2 * n], q[2 * k + h], b0);
-            ptx::mma_m16n8k16<T>(s[2 * n + 1], q[2 * k + h], b1);
+            ptx::mma_m16n8k16<T>(s[2 * n], a[h], b0);
+            ptx::mma_m16n8k16<T>(s[2 * n + 1], a[h], b1);
           }
         } else {
           const uint32_t b0[2] = {r[0], r[1]}, b1[2] = {r[2], r[3]};
-          ptx::mma_m16n8k16<T>(s[2 * n], q[k], b0);
-          ptx::mma_m16n8k16<T>(s[2 * n + 1], q[k], b1);
+          ptx::mma_m16n8k16<T>(s[2 * n], a[0], b0);
+          ptx::mma_m16n8k16<T>(s[2 * n + 1], a[0], b1);
         }
       }
+    }
   }
 
   // o += P V
@@ -319,8 +381,9 @@ class Sm80Block {
 
   // Scores to probabilities, as operand A of the product with V, and the state so far to their scale.
   template <int Keys>
-  __device__ __forceinline__ void softmax(const Row (&row)[2], int32_t first, float scale, float (&s)[Keys / 8][4],
+  __device__ __forceinline__ void softmax(const Row (&row)[2], int32_t first, float (&s)[Keys / 8][4],
                                           uint32_t (&p)[Keys / 16][4], State& state) const {
+    const float scale = p_.sm_scale * u_.k_scale;
     float to_log2 = scale * kLog2e;
     if (p_.logits_soft_cap > 0) {
 #pragma unroll
@@ -375,22 +438,23 @@ class Sm80Block {
     }
   }
 
-  template <int Keys>
+  template <int RowWarps>
   __device__ __forceinline__ void run_tiles() {
-    const int begin = warp_ % pieces_ * Keys, warp_row = warp_ / pieces_ * 16;
-    const float scale = p_.sm_scale * (p_.k_scales ? p_.k_scales[kv_head_] : 1.0f);
-    fill_ = use_ = 0;
+    constexpr int Pieces = kWarps / RowWarps, Keys = L::kKeys / Pieces;  // warps that share 16 rows; the keys of each
+    const int begin = warp_ % Pieces * Keys, warp_row = warp_ / Pieces * 16;
+    use_ = 0;
+    __syncthreads();
     place(0, look_up(0));
     page_ahead_ = look_up(1);
     __syncthreads();
-    load(0);
-    load(1);
-    if constexpr (L::kSlots == 4) {
+    load(0, 0);
+    if constexpr (L::kSlots > 2) load(1, 1);
+    if constexpr (L::kSlots > 3) {
       __syncthreads();  // the offsets of the second tile
-      load(2);
+      load(2, 2);
     }
-    uint32_t q[kHeadDim / 16][4];
-    load_queries(q);
+    uint32_t q[kOwnSteps][4];
+    load_queries(q, warp_row, begin == 0);
     State state;
 #pragma unroll
     for (int n = 0; n < kHeadDim / 8; ++n)
@@ -400,8 +464,8 @@ class Sm80Block {
     state.l[0] = state.l[1] = 0;
 
 #pragma unroll 1
-    for (int32_t tile = 0; tile < tiles_; ++tile) {
-      const int32_t first = start_ + tile * L::kKeys + begin;
+    for (int32_t tile = 0; tile < u_.tiles; ++tile) {
+      const int32_t first = u_.start + tile * L::kKeys + begin;
       const char* slot = next_slot(2 * tile);
       uint32_t p[Keys / 16][4];
       bool sees = false;
@@ -415,8 +479,8 @@ class Sm80Block {
           for (int n = 0; n < Keys / 8; ++n)
 #pragma unroll
             for (int e = 0; e < 4; ++e) s[n][e] = 0;
-          multiply_keys<Keys>(slot, begin, q, s);
-          softmax<Keys>(row, first, scale, s, p, state);
+          multiply_keys<Keys>(slot, begin, q, warp_row, s);
+          softmax<Keys>(row, first, s, p, state);
         }
       }
       slot = next_slot(2 * tile + 1);
@@ -426,8 +490,7 @@ class Sm80Block {
     __syncthreads();
     stage(state);
     __syncthreads();
-    write_rows();
-    __syncthreads();
+    write_rows<Pieces>();
   }
 
   // --- from registers to the output -----------------------------------------------------------------
@@ -457,16 +520,19 @@ class Sm80Block {
   }
 
   // The rows' pieces put together in order, to the output or to the item's partials.
+  template <int Pieces>
   __device__ __forceinline__ void write_rows() const {
-    const float v_scale = p_.v_scale * (p_.v_scales ? p_.v_scales[kv_head_] : 1.0f);
+    const float v_scale = p_.v_scale * (p_.v_scales ? p_.v_scales[u_.kv_head] : 1.0f);
     constexpr int kPieces = kHeadDim / 4;
 #pragma unroll 1
-    for (int i = thread_; i < num_rows_ * kPieces; i += kSm80Threads) {
-      const int r = i / kPieces, d = i % kPieces * 4, staged = r / 16 * pieces_ * 16 + r % 16;
+    for (int i = thread_; i < u_.num_rows * kPieces; i += kSm80Threads) {
+      const int r = i / kPieces, d = i % kPieces * 4, staged = r / 16 * Pieces * 16 + r % 16;
       float m = -__builtin_inff(), l = 0;
-      for (int piece = 0; piece < pieces_; ++piece) m = fmaxf(m, shared_.ml[staged + 16 * piece].x);
+#pragma unroll
+      for (int piece = 0; piece < Pieces; ++piece) m = fmaxf(m, shared_.ml[staged + 16 * piece].x);
       float4 sum = {0, 0, 0, 0};
-      for (int piece = 0; piece < pieces_; ++piece) {
+#pragma unroll
+      for (int piece = 0; piece < Pieces; ++piece) {
         const float2 ml = shared_.ml[staged + 16 * piece];
         if (ml.y == 0) continue;
         const float weight = ptx::ex2_approx(ml.x - m);
@@ -480,9 +546,9 @@ class Sm80Block {
       }
       sum = {sum.x * v_scale, sum.y * v_scale, sum.z * v_scale, sum.w * v_scale};
       const int32_t q = shared_.rows[r].q;
-      const int64_t head = int64_t(kv_head_) * p_.group + (first_row_ + r) % p_.group;
-      if (item_.partial_base >= 0)
-        store_partial4(p_, item_.partial_base + q - item_.q_begin, head, d, sum, m, l);
+      const int64_t head = int64_t(u_.kv_head) * p_.group + (u_.first_row + r) % p_.group;
+      if (u_.item.partial_base >= 0)
+        store_partial4(p_, u_.item.partial_base + q - u_.item.q_begin, head, d, sum, m, l);
       else
         finish4<T>(p_, plan_.q_token(q), head, d, sum, m, l);
     }
@@ -493,28 +559,22 @@ class Sm80Block {
     ptx::threadfence();
     if (thread_ == 0) shared_.num_merges = 0;
     __syncthreads();
-    for (int32_t i = thread_; i < item_.q_count; i += kSm80Threads) {
-      const int32_t q = item_.q_begin + i, merge = plan_.q_merge(q);
-      if (arrive(p_, plan_, q, merge, kv_head_)) shared_.merges[atomicAdd(&shared_.num_merges, 1)] = merge;
+    for (int32_t i = thread_; i < u_.item.q_count; i += kSm80Threads) {
+      const int32_t q = u_.item.q_begin + i, merge = plan_.q_merge(q);
+      if (arrive(p_, plan_, q, merge, u_.kv_head)) shared_.merges[atomicAdd(&shared_.num_merges, 1)] = merge;
     }
     __syncthreads();
-    merge_partials<T, kHeadDim>(p_, plan_, shared_.merges, shared_.num_merges, kv_head_, thread_, kSm80Threads);
+    merge_partials<T, kHeadDim>(p_, plan_, shared_.merges, shared_.num_merges, u_.kv_head, thread_, kSm80Threads);
   }
 
   const TreeAttentionCudaParams& p_;
   char* const ring_;
   typename L::Shared& shared_;
   const CudaPlan plan_;
-  const WorkItem& item_;
+  typename L::Unit& u_;
   const int thread_, warp_, lane_;
 
-  // The unit at hand.
-  int32_t kv_head_;
-  int pieces_;  // warps that share 16 rows
-  int32_t first_row_, num_rows_;
-  int32_t first_key_, last_key_;  // seen by any row, [first_key_, last_key_)
-  int32_t start_, tiles_;
-  int fill_, use_;  // slots
+  int use_;          // slot at hand
   int32_t page_ahead_;
 };
 
