@@ -20,5 +20,6 @@ Sm80Kernel sm80_kernel_fp16_fp8(int head_dim);
 Sm80Kernel sm80_kernel_bf16_fp8(int head_dim);
 
 cudaError_t tree_attention_sm80(const TreeAttentionCudaParams& params, cudaStream_t stream);
+cudaError_t tree_attention_sm90(const TreeAttentionCudaParams& params, cudaStream_t stream);  // Hopper alone
 
 }  // namespace ttc

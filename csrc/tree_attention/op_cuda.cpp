@@ -106,7 +106,9 @@ void tree_attention(const Tensor& q, const Tensor& k_cache, const Tensor& v_cach
   params.counters = static_cast<int32_t*>(counters->mutable_data_ptr());
 
   const CudaLaunch launch(kOp, q, kOtherwise);
-  launch.check(tree_attention_sm80(params, launch.stream()));
+  // What wgmma and tensor loads became after Hopper is other instructions; Ampere's run on all GPUs.
+  const auto run = launch.capability() == 90 ? tree_attention_sm90 : tree_attention_sm80;
+  launch.check(run(params, launch.stream()));
 }
 
 }  // namespace

@@ -40,6 +40,14 @@ INSTRUCTIONS = {
 # (kernel, bytes of dynamic shared memory, blocks that an SM should hold at least); the first match
 # counts.
 PLANNED = (
+    (r"tree_attention_sm80_kernel<.*, false, 64>", 35552, 3),
+    (r"tree_attention_sm80_kernel<.*, false, 96>", 51936, 2),
+    (r"tree_attention_sm80_kernel<.*, false, 128>", 68320, 2),
+    (r"tree_attention_sm80_kernel<.*, false, 256>", 78032, 2),
+    (r"tree_attention_sm80_kernel<.*, true, 64>", 23264, 3),
+    (r"tree_attention_sm80_kernel<.*, true, 96>", 31456, 2),
+    (r"tree_attention_sm80_kernel<.*, true, 128>", 39648, 2),
+    (r"tree_attention_sm80_kernel<.*, true, 256>", 80080, 2),
     (r"merge_states_kernel", 0, 12),
     (r"write_kv_copy_kernel", 0, 16),
     (r"write_kv_convert_kernel<.*, 1>", 0, 10),
