@@ -129,3 +129,45 @@ def test_every_op_of_the_library_is_known():
     """`_load.CUDA_OPS` and the registrations of csrc/*/op_cuda*.cpp."""
     sources = "".join(file.read_text() for file in cuda.ROOT.glob("csrc/*/op_cuda*.cpp"))
     assert set(re.findall(r'm\.impl\("(\w+)"', sources)) == set(_load.CUDA_OPS)
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """common/cuda_errors.h with the run time that the library has."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("there is no nvcc")
+    source, library = (
+        Path(__file__).with_name("cuda_errors.cpp"),
+        tmp_path_factory.mktemp("e") / "e.so",
+    )
+    command = ["nvcc", "-std=c++20", "-shared", "-Xcompiler=-fPIC", f"-I{cuda.ROOT}/csrc"]
+    _lines(*command, source, "-o", library)
+    loaded = ctypes.CDLL(str(library))
+    loaded.too_old.restype = loaded.failure.restype = ctypes.c_char_p
+    return loaded
+
+
+def test_an_error_names_the_cause_and_what_would_do(errors):
+    assert errors.too_old(75).decode() == (
+        "write_kv: the CUDA kernels need compute capability 8.0 or newer, cuda:1 has 7.5; do this"
+    )
+    insufficient_driver, no_kernel_image = 35, 209
+    assert errors.failure(insufficient_driver, 12080).decode() == (
+        f"write_kv: the CUDA kernels were built for CUDA {cuda.compiler().rsplit('.', 1)[0]}, the "
+        "driver here serves CUDA 12.8; do this"
+    )
+    text = errors.failure(no_kernel_image, 13000).decode()
+    assert text.startswith("write_kv: the launch on cuda:1 (sm_90) failed: cudaErrorNoKernelImage")
+    assert text.endswith("; do this")
+
+
+def test_the_error_of_a_machine_without_a_driver(errors):
+    driver = ctypes.c_int(-1)
+    status = errors.status_here(ctypes.byref(driver))
+    if status == 0:
+        pytest.skip("there is a CUDA device")
+    text = errors.failure(status, driver).decode()
+    if driver.value == 0:
+        assert text == "write_kv: there is no CUDA driver on this machine; do this"
+    else:
+        assert "failed: cudaError" in text

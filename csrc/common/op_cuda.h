@@ -5,10 +5,9 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include <sstream>
 #include <stdexcept>
-#include <string>
 
+#include "common/cuda_errors.h"
 #include "common/op_check.h"
 
 namespace ttc {
@@ -18,52 +17,35 @@ class CudaLaunch {
  public:
   // Throws if the GPU cannot run the kernels; `otherwise` says what would.
   CudaLaunch(const char* op, const Tensor& tensor, const char* otherwise)
-      : op_(op), otherwise_(otherwise), device_(tensor.get_device_index()), guard_(device_) {
-    check(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device_));
-    check(cudaDeviceGetAttribute(&minor_, cudaDevAttrComputeCapabilityMinor, device_));
-    if (major_ < 8) {
-      fail("the CUDA kernels need compute capability 8.0 or newer, cuda:", device_, " has ", major_, ".", minor_);
-    }
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_, &stream_));
+      : call_{op, otherwise, tensor.get_device_index(), 0}, guard_(call_.device) {
+    int major = 0, minor = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, call_.device));
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, call_.device));
+    call_.capability = 10 * major + minor;
+    if (major < 8) throw std::runtime_error(call_.too_old());
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(call_.device, &stream_));
   }
 
   cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_); }
-  int capability() const { return 10 * major_ + minor_; }  // 80, 90, ...
+  int capability() const { return call_.capability; }  // 80, 90, ...
 
   int multiprocessors() const {
     int count = 0;
-    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device_));
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, call_.device));
     return count;
   }
 
   // Throws, with the cause and what to do, unless a launch or a call has succeeded.
   void check(cudaError_t status) const {
     if (status == cudaSuccess) return;
-    if (status == cudaErrorInsufficientDriver) {
-      int driver = 0;
-      cudaDriverGetVersion(&driver);
-      fail("the CUDA kernels were built for CUDA ", CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10,
-           ", the driver of cuda:", device_, " serves CUDA ", driver / 1000, ".", driver % 1000 / 10);
-    }
-    fail("the launch on cuda:", device_, " (sm_", capability(), ") failed: ", cudaGetErrorName(status), ", ",
-         cudaGetErrorString(status));
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    throw std::runtime_error(call_.failure(status, driver));
   }
 
  private:
-  template <typename... Parts>
-  [[noreturn]] void fail(const Parts&... parts) const {
-    std::ostringstream message;
-    message << op_ << ": ";
-    (message << ... << parts);
-    message << "; " << otherwise_;
-    throw std::runtime_error(message.str());
-  }
-
-  const char* op_;
-  const char* otherwise_;
-  int32_t device_;
+  CudaCall call_;
   torch::stable::accelerator::DeviceGuard guard_;
-  int major_ = 0, minor_ = 0;
   void* stream_ = nullptr;
 };
 
