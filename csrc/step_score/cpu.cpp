@@ -13,71 +13,92 @@ namespace {
 // the result: it is the same for every block shape below, so that the score of a row does not
 // depend on which rows are scored beside it.
 constexpr int64_t kLanes = 16;
-constexpr int64_t kPanel = 16;     // weight rows widened to fp32 together: they fit a level-2 cache
+constexpr int64_t kPanel = 16;       // weight rows widened to fp32 together: they fit a level-2 cache
+constexpr int64_t kChunk = 256;      // of a row at a time: 16 weight rows of it fit a level-1 cache
+constexpr int64_t kRowGroup = 64;    // rows whose partial sums are kept from chunk to chunk
 constexpr int64_t kFewOutputs = 16;  // heads up to here go row by row, with no copy of the rows
 constexpr int64_t kRowBlock = 4;
 // Outputs of a softmax are summed up in chunks of this size, which are then added in order.
 constexpr int64_t kSoftmaxChunk = 1024;
 
-// y[r][w] = x[r] . weights[w] for R rows and W weight rows at once; stride in floats.
+struct DotsArgs {
+  const float* x;  // [num_rows, n]
+  int64_t num_rows;
+  int64_t x_stride;
+  const float* weights;  // [num_weights, n]
+  int64_t num_weights;
+  int64_t weight_stride;
+  int64_t n;    // a multiple of kLanes
+  float* sums;  // room for [min(num_rows, kRowGroup), num_weights, kLanes]
+  float* y;     // y[r * y_stride + w] = x[r] . weights[w]
+  int64_t y_stride;
+};
+
+// Adds elements [first, first + n) of R x W dot products to their partial sums; R rows of x and W of
+// the weights are read together. `sums` and `sums_stride` (between rows) are in floats.
 template <int R, int W, bool kFma>
-TTC_ALWAYS_INLINE void dot_block(const float* x, int64_t x_stride, const float* weights, int64_t n,
-                                 float (*y)[4]) {
-  float sums[R][W][kLanes] = {};
+TTC_ALWAYS_INLINE void dot_block(const DotsArgs& a, int64_t row, int64_t weight, int64_t first, int64_t n,
+                                 float* out) {
+  const float* x = a.x + row * a.x_stride + first;
+  const float* w = a.weights + weight * a.weight_stride + first;
+  float sums[R][W][kLanes];
+  for (int r = 0; r < R; ++r) {
+    for (int j = 0; j < W; ++j) {
+      const float* before = out + (r * a.num_weights + j) * kLanes;
+      for (int64_t i = 0; i < kLanes; ++i) sums[r][j][i] = first == 0 ? 0.0f : before[i];
+    }
+  }
   for (int64_t i = 0; i < n; i += kLanes) {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-      for (int w = 0; w < W; ++w) {
-        for (int64_t j = 0; j < kLanes; ++j) {
-          const float a = x[r * x_stride + i + j], b = weights[w * n + i + j];
-          sums[r][w][j] = kFma ? __builtin_fmaf(a, b, sums[r][w][j]) : sums[r][w][j] + a * b;
+      for (int j = 0; j < W; ++j) {
+        for (int64_t l = 0; l < kLanes; ++l) {
+          const float u = x[r * a.x_stride + i + l], v = w[j * a.weight_stride + i + l];
+          sums[r][j][l] = kFma ? __builtin_fmaf(u, v, sums[r][j][l]) : sums[r][j][l] + u * v;
         }
       }
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int w = 0; w < W; ++w) {
-      for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-        for (int64_t j = 0; j < half; ++j) sums[r][w][j] += sums[r][w][j + half];
-      }
-      y[r][w] = sums[r][w][0];
+    for (int j = 0; j < W; ++j) {
+      std::copy(sums[r][j], sums[r][j] + kLanes, out + (r * a.num_weights + j) * kLanes);
     }
   }
 }
 
-struct DotsArgs {
-  const float* x;  // [num_rows, n]
-  int64_t num_rows;
-  const float* weights;  // [num_weights, n]
-  int64_t num_weights;
-  int64_t n;  // a multiple of kLanes
-  float* y;   // y[r * y_stride + w] = x[r] . weights[w]
-  int64_t y_stride;
-};
-
 template <int R, int W, bool kFma>
-TTC_ALWAYS_INLINE void dot_weights(const DotsArgs& a, int64_t r) {
-  float block[4][4];
+TTC_ALWAYS_INLINE void dot_weights(const DotsArgs& a, int64_t row, int64_t first, int64_t n, float* out) {
   int64_t w = 0;
-  for (; w + W <= a.num_weights; w += W) {
-    dot_block<R, W, kFma>(a.x + r * a.n, a.n, a.weights + w * a.n, a.n, block);
-    for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < W; ++j) a.y[(r + i) * a.y_stride + w + j] = block[i][j];
-    }
-  }
-  for (; w < a.num_weights; ++w) {
-    dot_block<R, 1, kFma>(a.x + r * a.n, a.n, a.weights + w * a.n, a.n, block);
-    for (int i = 0; i < R; ++i) a.y[(r + i) * a.y_stride + w] = block[i][0];
-  }
+  for (; w + W <= a.num_weights; w += W) dot_block<R, W, kFma>(a, row, w, first, n, out + w * kLanes);
+  for (; w < a.num_weights; ++w) dot_block<R, 1, kFma>(a, row, w, first, n, out + w * kLanes);
 }
 
 // kBlock x kBlock dot products at a time: as many as the registers hold.
 template <int kBlock, bool kFma>
 TTC_ALWAYS_INLINE void dots(const DotsArgs& a) {
-  int64_t r = 0;
-  for (; r + kBlock <= a.num_rows; r += kBlock) dot_weights<kBlock, kBlock, kFma>(a, r);
-  for (; r < a.num_rows; ++r) dot_weights<1, kBlock, kFma>(a, r);
+  const int64_t row_sums = a.num_weights * kLanes;
+  const int64_t chunk = a.num_rows <= kBlock ? a.n : kChunk;  // few rows use what they read only once
+  for (int64_t group = 0; group < a.num_rows; group += kRowGroup) {
+    const int64_t end = std::min(group + kRowGroup, a.num_rows);
+    for (int64_t first = 0; first < a.n; first += chunk) {
+      const int64_t n = std::min(chunk, a.n - first);
+      int64_t r = group;
+      for (; r + kBlock <= end; r += kBlock) {
+        dot_weights<kBlock, kBlock, kFma>(a, r, first, n, a.sums + (r - group) * row_sums);
+      }
+      for (; r < end; ++r) dot_weights<1, kBlock, kFma>(a, r, first, n, a.sums + (r - group) * row_sums);
+    }
+    for (int64_t r = group; r < end; ++r) {
+      for (int64_t w = 0; w < a.num_weights; ++w) {
+        float* sums = a.sums + (r - group) * row_sums + w * kLanes;
+        for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+          for (int64_t j = 0; j < half; ++j) sums[j] += sums[j + half];
+        }
+        a.y[r * a.y_stride + w] = sums[0];
+      }
+    }
+  }
 }
 
 #if TTC_X86
@@ -95,12 +116,17 @@ void dispatch_dots(const DotsArgs& args) {
 
 int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
-// Rows of fp32, each padded with zeros to a multiple of kLanes.
+// Rows of fp32, each padded with zeros to a multiple of kLanes. Rows begin a chunk apart in a
+// level-1 cache, or 16 of them, a power of two apart, would push each other out.
 struct Rows {
-  Rows(int64_t num_rows, int64_t width)
-      : count(num_rows), stride(padded(width)), values(num_rows * stride) {}
+  Rows(int64_t num_rows, int64_t row_width)
+      : count(num_rows), width(padded(row_width)), stride(spread(width)), values(num_rows * stride) {}
   float* operator[](int64_t row) { return values.data() + row * stride; }
+  static int64_t spread(int64_t width) {
+    return width < 4 * kChunk ? width : width + (5 * kChunk - width % (4 * kChunk)) % (4 * kChunk);
+  }
   int64_t count;
+  int64_t width;
   int64_t stride;
   std::vector<float> values;
 };
@@ -148,14 +174,15 @@ void widen_rows(const Matrix& weight, int64_t first, int64_t n, Rows& out) {
 void linear(Rows& x, const Matrix& weight, int64_t first, int64_t num_out, const float* bias, Rows& y,
             ParallelFor parallel_for) {
   const int64_t panels = (num_out + kPanel - 1) / kPanel;
-  const int64_t panel_work = kPanel * x.stride * (x.count + 4);
+  const int64_t panel_work = kPanel * x.width * (x.count + 4);
   const int64_t grain = 1 + (1 << 18) / std::max<int64_t>(1, panel_work);
   parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
     Rows w(kPanel, weight.cols);
+    std::vector<float> sums(std::min(kRowGroup, x.count) * kPanel * kLanes);
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t at = kPanel * panel, n = std::min(kPanel, num_out - at);
       widen_rows(weight, first + at, n, w);
-      dispatch_dots({x[0], x.count, w[0], n, x.stride, y[0] + at, y.stride});
+      dispatch_dots({x[0], x.count, x.stride, w[0], n, w.stride, x.width, sums.data(), y[0] + at, y.stride});
       if (bias == nullptr) continue;
       for (int64_t r = 0; r < x.count; ++r) {
         for (int64_t i = 0; i < n; ++i) y[r][at + i] += bias[first + at + i];
@@ -227,10 +254,12 @@ void score_few_outputs(const ScoreStepsParams& p, ParallelFor parallel_for) {
   const int64_t grain = 1 + (1 << 16) / std::max<int64_t>(1, kRowBlock * p.width * (outputs + 2));
   parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
     Rows x(kRowBlock, p.width), logits(kRowBlock, outputs);
+    std::vector<float> sums(kRowBlock * outputs * kLanes);
     for (int64_t first = kRowBlock * begin; first < std::min(kRowBlock * end, p.num_steps); first += kRowBlock) {
       const int64_t n = std::min(kRowBlock, p.num_steps - first);
       for (int64_t r = 0; r < n; ++r) gather(p, first + r, x[r]);
-      dispatch_dots({x[0], n, weights[0], outputs, x.stride, logits[0], logits.stride});
+      dispatch_dots({x[0], n, x.stride, weights[0], outputs, weights.stride, x.width, sums.data(), logits[0],
+                     logits.stride});
       for (int64_t r = 0; r < n; ++r) {
         for (int64_t i = 0; p.biases[0] != nullptr && i < outputs; ++i) logits[r][i] += p.biases[0][i];
         SoftmaxSums sums;
