@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Callable
@@ -20,16 +19,13 @@ _LONGEST = 160  # tokens of a solution
 
 
 def training_problems(per_length: int) -> list[dict]:
-    """So many problems of each length for rolling out, with their answers.
+    """So many problems of each length in turn for rolling out, with their answers.
 
     >>> len(training_problems(2))
     16
     """
-    drawn = [
-        problem
-        for n in range(1, arith.MAX_OPS + 1)
-        for problem in itertools.islice(arith.generate("train", n, _SEED), per_length)
-    ]
+    streams = [arith.generate("train", n, _SEED) for n in range(1, arith.MAX_OPS + 1)]
+    drawn = [next(stream) for _ in range(per_length) for stream in streams]
     unique = {problem.text: problem.answer for problem in drawn}
     return [{"id": i, "problem": p, "answer": a} for i, (p, a) in enumerate(unique.items())]
 
