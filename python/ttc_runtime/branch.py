@@ -54,7 +54,7 @@ class Branch:
         "score_error",
         "search",
         "seed",
-        "sequence",
+        "sequences",
         "step_scores",
         "step_starts",
         "steps",
@@ -74,9 +74,8 @@ class Branch:
         self.search, self.parent, self.path = search, parent, path
         self.prompt_tokens: int = parent.prompt_tokens if parent else len(tokens)
         self.seed = branch_seed(search.seed, search.problem, path)
-        self.sequence: Sequence = Sequence(
-            tokens, search.policy_ledger, None if parent is None else parent.sequence, self
-        )
+        above = None if parent is None else parent.sequence
+        self.sequences = {"": Sequence(tokens, search.policy_ledger, above, self)}
         self.stop_reason: str | None = None
         self.end_reason: str | None = None
         self.value: float | None = None
@@ -94,6 +93,21 @@ class Branch:
             self.steps = parent.steps[: len(self.step_starts) - 1]
             self.step_scores = parent.step_scores[: len(self.steps)]
             self.logprobs = parent.logprobs[: len(tokens) - self.prompt_tokens]
+
+    @property
+    def sequence(self) -> Sequence:
+        """The tokens, prompt first, and what the engine's first policy has cached of them."""
+        return self.sequences[""]
+
+    def on(self, policy: str) -> Sequence:
+        """The same tokens, and what another policy has cached of them."""
+        if policy not in self.sequences:
+            first, parent = self.sequence, self.parent
+            above = parent.on(policy) if parent is not None and first.parent is not None else None
+            other = Sequence(first.tokens, self.search.ledger(policy), above, self)
+            other.fork_len = other.ran = first.fork_len
+            self.sequences[policy] = other
+        return self.sequences[policy]
 
     @property
     def tokens(self) -> list[int]:
@@ -152,7 +166,7 @@ class Branch:
                 f"Branch.ask: the prompt must have 1 to {longest - 1} tokens, got {len(tokens)}"
             )
         child = Branch(self.search, [], self, (*self.path, len(self.children)))
-        child.sequence = Sequence(tokens, self.search.policy_ledger, owner=child)
+        child.sequences = {"": Sequence(tokens, self.search.policy_ledger, owner=child)}
         child.prompt_tokens, child.step_starts = len(tokens), [len(tokens)]
         child.steps, child.step_scores, child.logprobs = [], [], []
         self.search.usage.prompt += len(tokens)
@@ -171,7 +185,8 @@ class Branch:
         if tokens:
             self.sequence.tokens += tokens
             self.logprobs += [0.0] * len(tokens)
-            self.sequence.logits = None
+            for sequence in self.sequences.values():
+                sequence.logits = None
             self.search.usage.prompt += len(tokens)
 
     def free(self, reason: str | None = None) -> None:

@@ -69,14 +69,19 @@ def parse_settings(settings: list[str]) -> dict:
     """
     parsed = {}
     for text in settings:
-        name, equals, value = text.partition("=")
-        if not name or not equals:
-            raise ValueError(f"--set: expected NAME=VALUE, got {text!r}")
+        name, value = _name_value("--set", text)
         try:
             parsed[name] = json.loads(value)
         except ValueError:
             parsed[name] = value
     return parsed
+
+
+def _name_value(option: str, text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
+    return name, value
 
 
 @app.command()
@@ -85,6 +90,9 @@ def solve(
     problems: Annotated[str, typer.Option(help="Problems, one JSON object a line, or zoo:NAME.")],
     out: Annotated[str, typer.Option(help="Results, one JSON object a line; resumed if there.")],
     reward: Annotated[str | None, typer.Option(help="Reward model.")] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="NAME=MODEL, another policy; repeatable.")
+    ] = None,
     strategy: Annotated[str, typer.Option(help="greedy, self_consistency, ...")] = "best_of_n",
     n: Annotated[int, typer.Option(help="Completions a problem.")] = 16,
     setting: Annotated[

@@ -62,6 +62,7 @@ class Engine:
         row_block: int = 64,
         step_separator: str | None = None,
         max_batch: int = 256,
+        policies: dict[str, str | Path] | None = None,
     ) -> Engine:
         """Load models from local directories; the network is never asked.
 
@@ -74,7 +75,8 @@ class Engine:
         32, 64 or 128. deterministic: the same seed gives the same tree whatever runs beside it.
         row_block: rows to a matrix product then. step_separator: text that closes a step, by
         default a newline for the zoo and a blank line otherwise. max_batch: growing branches above
-        which no further problem starts. Raises ValueError naming what cannot be used.
+        which no further problem starts. policies: more models with the same tokenizer, by names
+        that `Generate` may ask for. Raises ValueError naming what cannot be used.
 
         >>> engine = Engine.from_pretrained("zoo:arith-small")         # doctest: +SKIP
         """
@@ -103,18 +105,23 @@ class Engine:
             reward = RewardModel.from_pretrained(reward, **shared)
         # Both models see the same text, so each gets the same number of pages.
         page_bytes = paged.page_bytes + (reward.model.page_bytes if reward else 0)
+        peers = {
+            name: _load_peer(name, d, tokenizer, shared) for name, d in (policies or {}).items()
+        }
+        page_bytes += sum(peer.page_bytes for peer in peers.values())
         num_pages = memory // page_bytes
         if num_pages < 1:
             raise ValueError(
                 f"Engine: kv_memory of {memory} bytes is less than the {page_bytes} "
                 f"of one page of {page_size} tokens"
             )
-        paged.allocate(num_pages)
+        for each in (paged, *peers.values()):
+            each.allocate(num_pages)
         if reward is not None:
             reward.model.allocate(num_pages)
-        return cls(
-            Policy(paged, tokenizer, separator), reward, extractor_for(str(model)), max_batch
-        )
+        policy = Policy(paged, tokenizer, separator)
+        policy.peers = {n: Policy(peer, tokenizer, separator, n) for n, peer in peers.items()}
+        return cls(policy, reward, extractor_for(str(model)), max_batch)
 
     def solve(
         self, problem: str, strategy: Strategy, budget: Budget | None = None, seed: int = 0
@@ -164,13 +171,14 @@ class Engine:
         {'policy': {'all': 'eager: the cpu backend has no graphs'}}
         """
         models = {"policy": self.policy.lane.model}
+        models |= {f"policy {n}": peer.lane.model for n, peer in self.policy.peers.items()}
         if self.reward is not None:
             models["reward"] = self.reward.model
         return {name: model.runner.report() for name, model in models.items()}
 
     def clear_cache(self) -> None:
         """Forget the prompts kept from earlier problems and free their pages."""
-        for lane in (self.policy, self.scorer):
+        for lane in (self.policy, *self.policy.peers.values(), self.scorer):
             while lane is not None and lane.lane.cache.evict():
                 pass
 
@@ -198,6 +206,21 @@ class Engine:
         for task in Scheduler(self.policy, self.scorer, self.max_batch).run(tasks):
             aggregation = self.reward.spec.aggregation if self.reward else "last"
             yield make_result(task, checked[task.index], strategy, seed, self.extract, aggregation)
+
+
+def _load_peer(name: str, directory: str | Path, tokenizer, shared: dict) -> PagedModel:
+    """Another policy's model. Raises ValueError unless it reads the same token ids."""
+    path = model_directory(directory)
+    other = load_tokenizer(path)
+    mine, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differing = sum(theirs.get(token) != i for token, i in mine.items())
+    if not name or differing or len(mine) != len(theirs):
+        raise ValueError(
+            f"Engine: policies[{name!r}] must have a name and the tokenizer of the model, but of "
+            f"{len(mine)} tokens {differing} are others in {str(directory)!r}, which has "
+            f"{len(theirs)}; branches could not go from one policy to the other"
+        )
+    return PagedModel(path, CAUSAL_LM, **shared)
 
 
 def _check_record(index: int, record: dict) -> dict:

@@ -36,8 +36,10 @@ class _Growth:
         "until_step",
     )
 
-    def __init__(self, branch: Branch, work: Generate, ends: TextEnds, limit: int) -> None:
-        self.branch, self.search, self.sequence = branch, branch.search, branch.sequence
+    def __init__(
+        self, branch: Branch, sequence: Sequence, work: Generate, ends: TextEnds, limit: int
+    ) -> None:
+        self.branch, self.search, self.sequence = branch, branch.search, sequence
         self.seed, self.sampling, self.until_step = branch.seed, work.sampling, work.until_step
         self.bias, self.score, self.ends, self.held = work.bias, work.score, ends, False
         cut = limit if work.new_tokens is None else len(self.sequence.tokens) + work.new_tokens
@@ -47,10 +49,12 @@ class _Growth:
 class Policy:
     """The model that generates.
 
-    model: with pages allocated. tokenizer: its own. separator: the string that closes a step.
+    model: with pages allocated. tokenizer: its own. separator: the string that closes a step. name:
+    empty for an engine's first policy. peers: of that one, others by name, with its tokenizer.
     """
 
-    def __init__(self, model: PagedModel, tokenizer, separator: str) -> None:
+    def __init__(self, model: PagedModel, tokenizer, separator: str, name: str = "") -> None:
+        self.name, self.peers = name, dict[str, Policy]()
         self.lane, self.tokenizer, self.separator = Lane(model), tokenizer, separator
         configured = getattr(model.model.generation_config, "eos_token_id", None)
         eos = configured if configured is not None else model.config.eos_token_id
@@ -81,7 +85,7 @@ class Policy:
         return len(self._decoding) + len(self._waiting)
 
     def ledger(self, search: Search) -> Ledger:
-        return search.policy_ledger
+        return search.ledger(self.name)
 
     def submit(self, work: Generate) -> None:
         """Start growing the work's unfinished branches; they leave `search.running` when done."""
@@ -104,7 +108,7 @@ class Policy:
             limit = min(
                 branch.prompt_tokens + work.sampling.max_tokens, self.lane.model.max_positions
             )
-            growth = _Growth(branch, work, ends, limit)
+            growth = _Growth(branch, branch.on(self.name), work, ends, limit)
             if len(branch.sequence.tokens) >= limit:
                 self._stop(growth, self._length_reason(growth))
                 continue
@@ -156,7 +160,9 @@ class Policy:
         or they would have to run its last token again."""
         for growth in growths:
             for child in growth.branch.children:
-                sequence = child.sequence
+                sequence = child.sequences.get(self.name)
+                if sequence is None:
+                    continue
                 at_tip = len(sequence.tokens) == sequence.fork_len == growth.sequence.length
                 if at_tip and sequence.kv is None and not child.freed:
                     self.lane.prepare(sequence, sampled=True)
@@ -311,9 +317,9 @@ class Policy:
 
     def let_go(self, search: Search) -> bool:
         """Let the held branch that is worth most go on. False if there is none."""
-        if not search.held:
+        held = [g for g in self._waiting if g.held and g.search is search] if search.held else []
+        if not held:
             return False
-        held = [g for g in self._waiting if g.held and g.search is search]
         best = max(g.branch.rank for g in held)
         chosen = min((g for g in held if g.branch.rank == best), key=lambda g: g.branch.path)
         chosen.held = False
@@ -324,7 +330,7 @@ class Policy:
         """Give up all of a problem's pages; its growing branches start again from their tokens."""
         self._waiting += [g for g in self._decoding if g.search is search]
         self._decoding = [g for g in self._decoding if g.search is not search]
-        self.lane.release_all(list(search.policy_ledger.attached.values()))
+        self.lane.release_all(list(self.ledger(search).attached.values()))
 
     def cancel(self, search: Search) -> None:
         """Forget a problem's work."""

@@ -55,6 +55,7 @@ class Scheduler:
 
     def __init__(self, policy: Policy, scorer: Scorer | None, max_batch: int) -> None:
         self.policy, self.scorer, self.max_batch = policy, scorer, max_batch
+        self._policies = [policy, *policy.peers.values()]
         self._active: list[_Active] = []  # oldest first
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Task]:
@@ -68,7 +69,9 @@ class Scheduler:
                 for active in self._active[:]:
                     if self._advance(active):
                         self._retire(active, done)
-                progress = self._step(self.policy, done)
+                progress = False
+                for policy in self._policies:
+                    progress |= self._step(policy, done)
                 if self.scorer is not None:
                     progress |= self._step(self.scorer, done, idle=not progress)
                 for active in [a for a in self._active if a.search.failure is not None]:
@@ -90,7 +93,7 @@ class Scheduler:
 
     def _start(self, queue: Iterator[Task], done: list[Task]) -> bool:
         """Start problems while there is room. Returns whether there may be more."""
-        while self.policy.num_growing < self.max_batch and not any(
+        while sum(policy.num_growing for policy in self._policies) < self.max_batch and not any(
             active.search.paused or active.search.held for active in self._active
         ):
             task = next(queue, None)
@@ -132,7 +135,12 @@ class Scheduler:
         if len(set(work.branches)) < len(work.branches):
             raise ValueError(f"{kind}: a branch was given twice; fork it instead")
         if isinstance(work, Generate):
-            self.policy.submit(work)
+            names = {policy.name: policy for policy in self._policies}
+            if work.policy not in names:
+                raise ValueError(
+                    f"Generate: policy must be one of {sorted(names)}, got {work.policy!r}"
+                )
+            names[work.policy].submit(work)
         elif self.scorer is None:
             raise ValueError("Score: the engine was made without a reward model")
         else:
@@ -195,7 +203,7 @@ class Scheduler:
                 active.search.paused = False
                 return True
         held = next((a.search for a in self._active if a.search.held), None)
-        while held is not None and self.policy.let_go(held):
+        while held is not None and any(policy.let_go(held) for policy in self._policies):
             pass
         return held is not None
 
@@ -207,7 +215,7 @@ class Scheduler:
         done.append(active.task)
 
     def _drop(self, active: _Active) -> None:
-        for user in (self.policy, self.scorer):
+        for user in (*self._policies, self.scorer):
             if user is not None:
                 user.cancel(active.search)
         active.search.running.clear()

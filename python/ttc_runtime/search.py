@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Collection, Generator
@@ -27,7 +28,8 @@ class Generate:
     new_tokens: at most so many each; a branch that they end is closed as a step with `until_step`,
     and stops with ``pause`` otherwise. bias: function of a branch that gives token ids and what to
     add to their logits before the next token is drawn, or None. score: score each branch's closed
-    steps as soon as it stops, while the others go on; the work ends when all are scored.
+    steps as soon as it stops, while the others go on; the work ends when all are scored. policy:
+    name of another of the engine's policies, instead of its first.
     """
 
     branches: list[Branch]
@@ -36,6 +38,7 @@ class Generate:
     new_tokens: int | None = None
     bias: Callable[[Branch], tuple[list[int], float] | None] | None = None
     score: bool = False
+    policy: str = ""
 
     def __post_init__(self) -> None:
         if self.new_tokens is not None and self.new_tokens < 1:
@@ -124,6 +127,7 @@ class Search:
         self.budget, self.seed, self.separator = budget, seed, policy.separator
         self.usage, self.extract = Usage(), extract
         self.policy_ledger, self.reward_ledger = Ledger(), Ledger()
+        self.ledgers = {"": self.policy_ledger}  # by policy
         self.sample_seconds = 0.0
         self.running: set[Branch] = set()
         self.paused = False
@@ -165,40 +169,58 @@ class Search:
             return float("inf")
         return self.budget.seconds - (time.monotonic() - self.started)
 
+    def ledger(self, policy: str) -> Ledger:
+        """What the problem did on one of the policies."""
+        return self.ledgers.setdefault(policy, Ledger())
+
     def is_running(self, branch: Branch) -> bool:
         return branch in self.running
 
     def release(self, branch: Branch) -> None:
         """Give up the pages of one branch, on both models, save those that children still await."""
-        if not _awaited(branch, lambda b: b.sequence):
-            self.policy.lane.release(branch.sequence)
+        for name, sequence in branch.sequences.items():
+            if not _awaited(branch, functools.partial(_sequence_on, name)):
+                self._policy(name).lane.release(sequence)
         if self.scorer is None or branch.reward is None:
             return
         if not _awaited(branch, lambda b: b.reward):
             self.scorer.lane.release(branch.reward)
 
+    def _policy(self, name: str) -> Policy:
+        return self.policy.peers[name] if name else self.policy
+
     def close(self) -> Usage:
         """Give up all pages and return the final usage."""
-        self.policy.lane.release_all(list(self.policy_ledger.attached.values()))
+        reward, usage = self.reward_ledger, self.usage
+        for name, ledger in self.ledgers.items():
+            self._policy(name).lane.release_all(list(ledger.attached.values()))
+            usage.run += ledger.run
+            usage.reused += ledger.reused
+            usage.recomputed += ledger.recomputed
+            usage.peak_kv_tokens += ledger.peak
+            usage.flops += 2 * self._policy(name).lane.model.num_weights * ledger.run
+            for phase, seconds in ledger.seconds.items():
+                usage.seconds[phase] = usage.seconds.get(phase, 0.0) + seconds
         if self.scorer is not None:
             self.scorer.lane.release_all(list(self.reward_ledger.attached.values()))
-        policy, reward, usage = self.policy_ledger, self.reward_ledger, self.usage
-        usage.run, usage.scored = policy.run, reward.run
-        usage.reused = policy.reused + reward.reused
-        usage.recomputed = policy.recomputed + reward.recomputed
-        usage.peak_kv_tokens, usage.peak_reward_kv_tokens = policy.peak, reward.peak
-        usage.prompt += self.prompt_tokens - policy.reused
-        usage.flops = 2 * self.policy.lane.model.num_weights * policy.run
+        usage.scored = reward.run
+        usage.reused += reward.reused
+        usage.recomputed += reward.recomputed
+        usage.peak_reward_kv_tokens = reward.peak
+        usage.prompt += self.prompt_tokens - self.policy_ledger.reused
         if self.scorer is not None:
             usage.reward_flops = 2 * self.scorer.lane.model.num_weights * reward.run
             usage.flops += usage.reward_flops
-        usage.seconds = {
-            **policy.seconds,
+        usage.seconds |= {
             "sample": self.sample_seconds,
             "score": sum(reward.seconds.values()),
             "total": time.monotonic() - self.started,
         }
         return usage
+
+
+def _sequence_on(policy: str, branch: Branch) -> Sequence | None:
+    return branch.sequences.get(policy)
 
 
 def _awaited(branch: Branch, sequence_of: Callable[[Branch], Sequence | None]) -> bool:

@@ -127,7 +127,7 @@ def scripted(monkeypatch):
     steps: for each text so far, the texts that may follow; nothing for a text ends it. With several
     `prompts`, such a dict for each; or a function of the whole text that returns the
     characters that may come next. scores: of the text up to a step's end; a number for all, a dict,
-    a function, or None for no reward model.
+    a function, or None for no reward model. peers: steps of more policies, by name.
     """
     from ttc_runtime import branch, generation
 
@@ -144,21 +144,27 @@ def scripted(monkeypatch):
 
     monkeypatch.setattr(generation, "sample_tokens", draw)
 
-    def make(steps, scores=None, *, prompts=(PROMPT,), extract=None, max_batch=256, **sizes):
+    def make(
+        steps, scores=None, *, prompts=(PROMPT,), extract=None, max_batch=256, peers=None, **sizes
+    ):
         tokenizer = make_tokenizer()
 
-        def options(text):
+        def options(steps, text):
             if callable(steps):
                 return steps(text)
             prompt = next(p for p in sorted(prompts, key=len, reverse=True) if text.startswith(p))
             script = steps.get(prompt, steps) if isinstance(steps.get(prompt), dict) else steps
             return follow(script, text[len(prompt) :])
 
-        def answer(text):
-            row = np.full(len(tokenizer), -100.0)
-            for rank, character in enumerate(options(text) or ["<eos>"]):
-                row[tokenizer.convert_tokens_to_ids(character)] = -rank
-            return row
+        def policy(steps, name=""):
+            def answer(text):
+                row = np.full(len(tokenizer), -100.0)
+                for rank, character in enumerate(options(steps, text) or ["<eos>"]):
+                    row[tokenizer.convert_tokens_to_ids(character)] = -rank
+                return row
+
+            model = ScriptedModel(tokenizer, answer, len(tokenizer), **sizes)
+            return Policy(model, tokenizer, "\n", name)
 
         table = {k.strip(): v for k, v in scores.items()} if isinstance(scores, dict) else {}
 
@@ -172,8 +178,9 @@ def scripted(monkeypatch):
         reward = None
         if scores is not None:
             reward = ScriptedReward(tokenizer, score, PROMPT, **sizes)
-        policy = Policy(ScriptedModel(tokenizer, answer, len(tokenizer), **sizes), tokenizer, "\n")
-        return Engine(policy, reward, extract or (lambda text: last_number(text)), max_batch)
+        first = policy(steps)
+        first.peers = {name: policy(script, name) for name, script in (peers or {}).items()}
+        return Engine(first, reward, extract or (lambda text: last_number(text)), max_batch)
 
     return make
 
@@ -206,7 +213,8 @@ def check_tree(engine, result) -> None:
     inherited = sum(max(0, n.sequence.fork_len - n.prompt_tokens) for n in nodes)
     assert result.usage.generated + inserted == sum(len(n.tokens) for n in nodes) - inherited
     engine.clear_cache()
-    for lane in (engine.policy.lane, *([engine.scorer.lane] if engine.scorer else [])):
+    users = [engine.policy, *engine.policy.peers.values(), engine.scorer]
+    for lane in [user.lane for user in users if user is not None]:
         lane.model.run_copies()
         lane.model.pool.check_integrity()
         assert lane.model.pool.num_free == lane.model.pool.num_pages

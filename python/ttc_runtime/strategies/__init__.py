@@ -12,6 +12,7 @@ from ttc_runtime.strategies.beam import BeamSearch
 from ttc_runtime.strategies.best_of_n import BestOfN
 from ttc_runtime.strategies.budget_forcing import BudgetForcing
 from ttc_runtime.strategies.certainty import CertaintyProbes
+from ttc_runtime.strategies.collective import Collective
 from ttc_runtime.strategies.compute_optimal import ComputeOptimal
 from ttc_runtime.strategies.decomposition import Decomposition
 from ttc_runtime.strategies.difficulty import estimate_difficulty
@@ -42,6 +43,7 @@ __all__ = [
     "BestOfN",
     "BudgetForcing",
     "CertaintyProbes",
+    "Collective",
     "ComputeOptimal",
     "Confidence",
     "Decomposition",
@@ -77,6 +79,7 @@ _KINDS = (
     Rebase,
     ParticleFilter,
     MCTS,
+    Collective,
     BudgetForcing,
     ThoughtSwitching,
     SpeculativeRejection,

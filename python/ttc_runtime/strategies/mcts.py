@@ -109,19 +109,28 @@ class MCTS:
         families = [node.item.fork(self.width) for node in nodes]
         branches = [branch for family in families for branch in family]
         starts = [len(branch.logprobs) for branch in branches]
-        yield from grow_steps(branches, self.sampling, self.step_tokens)
+        yield from self._grow(search, families)
         values = yield from value(search, branches, self.sampling)
         steps = [b.logprobs[start:] for b, start in zip(branches, starts, strict=True)]
         priors = [math.exp(math.fsum(step) / max(1, len(step))) for step in steps]
         found = iter(zip(branches, values, priors, strict=True))
         for node, family in zip(nodes, families, strict=True):
             children = [Node(node, *next(found), branch.finished) for branch in family]
+            self._judge(children)
             tree.expand(node, children)
             for child in children:
                 if child.final:
                     child.item.free()  # its text and scores stay
             if node.parent is not None:
                 node.item.free()  # its children have taken over what they share
+
+    def _grow(self, search: Search, families: list[list[Branch]]):
+        """Sample the steps of new children, a family from each node."""
+        every = [branch for family in families for branch in family]
+        yield from grow_steps(every, self.sampling, self.step_tokens)
+
+    def _judge(self, children: list[Node]) -> None:
+        """Close new children that are not to be explored."""
 
 
 def _below(root: Branch) -> list[Branch]:

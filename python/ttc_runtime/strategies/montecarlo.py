@@ -101,7 +101,7 @@ class Tree:
     def expand(self, node: Node, children: list[Node]) -> None:
         """Give a node its children."""
         node.children = children
-        node.closed = not children
+        node.closed = all(child.closed for child in children)
 
     def step(self, node: Node) -> Node | None:
         """The child that the simulation goes on to; None if others explore all that is left."""

@@ -25,16 +25,17 @@ def grow_steps(
     sampling: SamplingParams,
     step_tokens: int | None = None,
     stop: Stop = states_answer,
+    policy: str = "",
 ) -> Generator[Any, Any, None]:
     """Grow branches by a step each; those that `stop` then picks are completed.
 
     Without that, a policy that closes its answer with a separator would have all its answers
-    branched once more, to draw nothing but the end of text.
+    branched once more, to draw nothing but the end of text. policy: see `Generate`.
     """
-    yield Generate(branches, sampling, True, step_tokens)
+    yield Generate(branches, sampling, True, step_tokens, policy=policy)
     ending = [b for b in branches if not b.finished and stop(b.search, b)]
     if ending:
-        yield Generate(ending, sampling)
+        yield Generate(ending, sampling, policy=policy)
 
 
 def step_search(

@@ -20,6 +20,7 @@ from ttc_runtime.strategies import (
     BestOfN,
     BudgetForcing,
     CertaintyProbes,
+    Collective,
     ComputeOptimal,
     Decomposition,
     EarlyTermination,
@@ -50,6 +51,7 @@ SMALL = {
     "rebase": Rebase(4, step_tokens=9, sampling=SHORT),
     "particle": ParticleFilter(4, step_tokens=9, sampling=SHORT),
     "mcts": MCTS(6, 2, value="rollout", parallel=3, step_tokens=9, sampling=SHORT),
+    "collective": Collective(6, 2, parallel=3, step_tokens=9, sampling=SHORT),
     "budget_forcing": BudgetForcing(2, 8, 24, 2, 9, "go on", "=", "\n#", sampling=SHORT),
     "thought_switching": ThoughtSwitching(3, words=("a", "b+"), duration=5, sampling=SHORT),
     "speculative_rejection": SpeculativeRejection(4, segment=6, sampling=SHORT),
@@ -119,7 +121,8 @@ def test_all_strategies_are_here():
 )
 def test_limits_ends_sums_and_pages(scripted, name, seed, tokens, samples, scored):
     budget = Budget(tokens=tokens, samples=samples, scored_tokens=scored)
-    engine = scripted(made_up(seed), lambda text: zlib.crc32(text.encode()) % 101 / 100)
+    score, peers = (lambda text: zlib.crc32(text.encode()) % 101 / 100), {"b": made_up(seed + 1)}
+    engine = scripted(made_up(seed), score, peers=peers)
     result = engine.solve(PROMPT, SMALL[name], budget, seed)
     usage = result.usage
     assert usage.generated <= (tokens or usage.generated)
@@ -128,7 +131,7 @@ def test_limits_ends_sums_and_pages(scripted, name, seed, tokens, samples, score
     assert usage.recomputed == 0
     assert result.stop_reason in ("finished", "budget")
     assert budget != Budget() or result.stop_reason == "finished"
-    if name == "mcts":
+    if name in ("mcts", "collective"):
         for node in walk(result.tree):
             steps = [c for c in node.children if c.end_reason != "rollout"]
             own = result.info["simulations"] if node is result.tree else node.visits
@@ -138,7 +141,12 @@ def test_limits_ends_sums_and_pages(scripted, name, seed, tokens, samples, score
 
 @pytest.fixture(scope="module")
 def zoo():
-    return Engine.from_pretrained("zoo:arith-small", reward="zoo:arith-prm", device="cpu")
+    return Engine.from_pretrained(
+        "zoo:arith-small",
+        reward="zoo:arith-prm",
+        device="cpu",
+        policies={"draft": "zoo:arith-draft"},
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -171,7 +179,7 @@ def test_the_same_together_alone_and_reversed(zoo, name):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_policy_that_says_nothing_useful(scripted, name):
     """No separator, no answer, no end: it stops at max_tokens and says so."""
-    engine = scripted(lambda text: ["x", "y"], 0.5)
+    engine = scripted(lambda text: ["x", "y"], 0.5, peers={"b": lambda text: ["y"]})
     result = engine.solve(PROMPT, SMALL[name])
     assert result.error is None
     assert result.answer is None or name == "budget_forcing"  # where it is made to answer
