@@ -102,6 +102,37 @@ def test_every_class_of_tiles(make, group):
     case.check(deterministic=True)
 
 
+@pytest.mark.parametrize("head_dim", [64, 96])
+def test_page_size_changes_no_bit(make, head_dim):
+    """The same tokens in pages of other sizes, scattered: on Hopper tensor loads and gathers."""
+    backend = make(from_nodes("row", [(-1, 1)])).backend
+    g = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, head_dim, generator=g).bfloat16()
+    tokens = torch.randn(2, 400, 2, head_dim, generator=g).bfloat16()
+    results = []
+    for page_size in (1, 3, 8, 16, 32, 64, 128, 192):
+        pages = -(-400 // page_size)
+        order = torch.randperm(pages, generator=g)
+        caches = torch.full((2, pages * page_size, 2, head_dim), torch.nan).bfloat16()
+        caches[:, :400] = tokens
+        caches = caches.view(2, pages, page_size, 2, head_dim)
+        scattered = torch.empty_like(caches)
+        scattered[:, order] = caches
+        shared = 320 // page_size if page_size < 128 else 0  # the second row owns what follows
+        table = order.to(torch.int32).numpy()
+        moved = np.concatenate([table[:shared], pages + np.arange(pages - shared)]).astype(np.int32)
+        own = scattered[:, order[shared:]]
+        plan = emulated.plan(
+            backend, [table, moved], [400, 391], page_size=page_size, num_q_heads=4,
+            num_kv_heads=2, head_dim=head_dim, dtype=torch.bfloat16, deterministic=True,
+        )  # fmt: skip
+        k_cache, v_cache = torch.cat([scattered, own], 1)
+        results.append(emulated.attend(backend, q, k_cache, v_cache, plan))
+    for out, lse in results[1:]:
+        assert_bitwise_equal(out, results[0][0])
+        assert_bitwise_equal(lse, results[0][1])
+
+
 def test_blocks_in_any_order_and_number(make):
     """Who runs first, who is interleaved with whom and who merges changes no bit."""
     case = make(random_forest(5, max_tokens=200, max_q_len=4))
