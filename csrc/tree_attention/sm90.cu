@@ -1,3 +1,4 @@
+#include "tree_attention/launch.h"
 #include "tree_attention/sm90_launch.cuh"
 
 namespace ttc {
