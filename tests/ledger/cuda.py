@@ -60,6 +60,15 @@ PLANNED = (
     (r"tree_attention_sm90<.*, 256>", 209920, 1),
     (r"tree_attention_sm90<", 212992, 1),
 )
+# What a kernel's machine code must contain: its products on the tensor cores, its tiles loaded past
+# the registers, its data 16 bytes at a time.
+DESIGNED = (
+    (r"tree_attention_sm90<", ("hgmma", "async_copies", "mbarriers", "stores_16")),
+    (r"tree_attention_sm90<(\w+), \1,", ("tma_loads",)),
+    (r"tree_attention_sm80_kernel<", ("hmma", "ldmatrix", "async_copies", "stores_16")),
+    (r"(copy|pages|commit_kv)_kernel<uint4>", ("loads_16", "stores_16")),
+    (r"(convert|merge_states)_kernel<.*, (4|8|16)>", ("loads_16", "stores_16")),
+)
 # Of an SM: bytes of shared memory, of which each block takes 1 KB more than it asked for.
 SHARED_MEMORY = {80: 164 << 10, 90: 228 << 10}
 
@@ -85,8 +94,10 @@ def _tools() -> Path | None:
     return next((f for f in folders if all((f / t).exists() for t in _NEEDED)), None)
 
 
-def compiler() -> str:
-    """The version of nvcc: another one may use other registers."""
+def compiler() -> str | None:
+    """The version of nvcc, if there is one: another one may use other registers."""
+    if shutil.which("nvcc") is None:
+        return None
     text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"V(\d+\.\d+\.\d+)", text)
     assert found, text
@@ -129,6 +140,9 @@ def faults(measured: dict[str, dict[str, int]]) -> list[str]:
     for name, usage in measured.items():
         if usage["stack_bytes"] or usage.get("local"):
             found.append(f"uses local memory: {name}: {usage}")
+        for pattern, kinds in DESIGNED:
+            if re.search(pattern, name) and (lacking := [k for k in kinds if not usage.get(k)]):
+                found.append(f"designed to have {', '.join(lacking)}: {name}: {usage}")
         if usage["blocks"] < usage["planned_blocks"]:
             found.append(f"fewer blocks to an SM than planned: {name}: {usage}")
     if ledger["nvcc"] == compiler():
