@@ -187,3 +187,57 @@ def test_a_row_and_its_window_do_not_see_poison(make):
     got = case.run()
     assert_bitwise_equal(got[0], want[0])
     assert_bitwise_equal(got[1], want[1])
+
+
+class Tokens:
+    """One row of tokens in pages of its own, and a deterministic plan over parts of it."""
+
+    def __init__(self, case, dtype):
+        g = torch.Generator().manual_seed(0)
+        self.backend, self.dtype = case.backend, dtype
+        self.caches = torch.randn(2, 80, 16, 2, 64, generator=g).to(dtype)
+        self.q = torch.randn(400, 4, 64, generator=g).to(dtype)
+
+    def attend(self, table, end, count, window_left=-1, siblings=()):
+        """The last `count` of `end` tokens; siblings: other rows as (table, length)."""
+        tables = [table, *(t for t, _ in siblings)]
+        lens = [end, *(n for _, n in siblings)]
+        plan = emulated.plan(
+            self.backend, tables, lens, [count] + [1] * len(siblings), page_size=16, num_q_heads=4,
+            num_kv_heads=2, head_dim=64, dtype=self.dtype, deterministic=True,
+            window_left=window_left,
+        )  # fmt: skip
+        q = torch.cat([self.q[end - count : end], self.q[: len(siblings)]])
+        out, lse = emulated.attend(self.backend, q, *self.caches, plan)
+        return out[:count], lse[:count]
+
+
+PAGES = np.arange(25, dtype=np.int32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_token_has_the_same_bits_decoded_extended_or_prefilled(make, dtype):
+    tokens = Tokens(make(from_nodes("one", [(-1, 1)])), dtype)
+    at = 300
+    out, lse = tokens.attend(PAGES, at + 1, 1)
+    for begin, end in ((295, 301), (270, 320), (0, 301)):
+        more, more_lse = tokens.attend(PAGES, end, end - begin)
+        assert_bitwise_equal(more[at - begin], out[0])
+        assert_bitwise_equal(more_lse[at - begin], lse[0])
+
+
+@pytest.mark.parametrize("window_left", [-1, 100])
+def test_pages_and_siblings_change_no_bit(make, window_left):
+    """The same tokens in other pages; forks anywhere; with a window too."""
+    tokens = Tokens(make(from_nodes("one", [(-1, 1)])), torch.bfloat16)
+    alone = tokens.attend(PAGES, 390, 3, window_left)
+    moved = np.arange(50, 75, dtype=np.int32)
+    tokens.caches[:, moved] = tokens.caches[:, PAGES]
+    for table, siblings in (
+        (moved, ()),
+        (PAGES, [(PAGES, 390)] * 20),
+        (PAGES, [(np.r_[PAGES[:f], 30:40].astype(np.int32), 16 * f + 9) for f in (0, 3, 11, 24)]),
+    ):
+        got = tokens.attend(table, 390, 3, window_left, siblings)
+        assert_bitwise_equal(got[0], alone[0])
+        assert_bitwise_equal(got[1], alone[1])

@@ -225,7 +225,9 @@ def test_threads_do_not_change_bits(make_case):
     assert_bitwise_equal(results[0], results[2])
 
 
-def test_opcheck(make_case):
+@pytest.mark.parametrize("for_gpu", [False, True])
+def test_opcheck(make_case, for_gpu):
+    """With the workspace and counters that a GPU needs too: the schema is one."""
     case = make_case(random_forest(6, max_q_len=3))
     out, lse = torch.empty_like(case.q), torch.empty(case.q.shape[:2])
     args = (
@@ -233,7 +235,7 @@ def test_opcheck(make_case):
         case.k_cache.nan_to_num(),
         case.v_cache.nan_to_num(),
         case.plan().buffer,
-        *(None, None),  # workspace and counters, for a GPU
+        *((torch.zeros(64), torch.zeros(64, dtype=torch.int32)) if for_gpu else (None, None)),
         *(0.125, 0.0, 1.0, None, None),
         out,
         lse,
@@ -241,15 +243,17 @@ def test_opcheck(make_case):
     torch.library.opcheck(torch.ops.ttc_kernels.tree_attention.default, args)
 
 
-def test_compiles_into_one_graph(make_case):
+@pytest.mark.parametrize("for_gpu", [False, True])
+def test_compiles_into_one_graph(make_case, for_gpu):
     case = make_case(random_forest(7))
     buffer = case.plan().buffer
     k, v = case.k_cache.nan_to_num(), case.v_cache.nan_to_num()
+    room = (torch.zeros(64), torch.zeros(64, dtype=torch.int32)) if for_gpu else (None, None)
 
     def attend(q):
         out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
         torch.ops.ttc_kernels.tree_attention(
-            q * 2, k, v, buffer, None, None, 0.1, 0.0, 1.0, None, None, out, lse
+            q * 2, k, v, buffer, *room, 0.1, 0.0, 1.0, None, None, out, lse
         )
         return out + 1, lse
 
