@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ttc_runtime.rewards import RewardModel, RewardSpec
     from ttc_runtime.sampling import SamplingParams
     from ttc_runtime.search import Generate, Score, Search
+    from ttc_runtime.speculation import Speculation
     from ttc_runtime.strategies import BestOfN, Greedy, Outcome, SelfConsistency, Strategy
 
 _HOME = {
@@ -24,6 +25,7 @@ _HOME = {
     "RewardModel": "rewards",
     "RewardSpec": "rewards",
     "SamplingParams": "sampling",
+    "Speculation": "speculation",
     "Generate": "search",
     "Score": "search",
     "Search": "search",
@@ -49,6 +51,7 @@ __all__ = [
     "Score",
     "Search",
     "SelfConsistency",
+    "Speculation",
     "Strategy",
     "Usage",
 ]

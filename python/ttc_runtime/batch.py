@@ -17,7 +17,8 @@ class Rows:
 
     token_ids, positions: int64[T]. slots: int32[T], where their keys and values go. block_tables:
     int32[B, max_pages]. kv_lens, q_lens: int32[B], tokens of each row, with the new ones and of
-    those alone. keep: int64[R], the tokens (0 to T - 1) whose outputs are wanted.
+    those alone. keep: int64[R], the tokens (0 to T - 1) whose outputs are wanted. draft_parents:
+    for each row None or int32[q_len], as `plan_tree_attention` takes them.
     """
 
     token_ids: np.ndarray
@@ -27,6 +28,7 @@ class Rows:
     kv_lens: np.ndarray
     q_lens: np.ndarray
     keep: np.ndarray
+    draft_parents: list[np.ndarray | None] | None = None
 
     def padded(self, num_tokens: int) -> Rows:
         """With padding up to so many tokens: a row of queries that see nothing and write nothing.
@@ -47,6 +49,7 @@ class Rows:
             np.append(self.kv_lens, np.int32(0)),
             np.append(self.q_lens, np.int32(padding)),
             self.keep,
+            None if self.draft_parents is None else [*self.draft_parents, None],
         )
 
 
@@ -124,6 +127,8 @@ class Batch:
         rows = self._filled()
         arguments = (rows.block_tables, rows.kv_lens, rows.q_lens)
         options = {**self._plan_options, "window_left": window_left}
+        if rows.draft_parents is not None:
+            options["draft_parents"] = rows.draft_parents
         plan = plan_tree_attention(*arguments, **options)
         if not self._refillable:
             return plan

@@ -42,11 +42,13 @@ class Usage:
     reward tokens taken from a prefix that another problem computed. recomputed: tokens, of
     either model, run a second time because memory ran out; 0 otherwise. peak_kv_tokens,
     peak_reward_kv_tokens: most distinct tokens holding KV at a time, those shared by branches
-    counted once. flops: 2 * weights of the linear layers * tokens run, for both models;
-    reward_flops: of these, the reward model's.
-    seconds: by phase: ``prefill`` and ``decode`` (policy), ``sample``, ``score``: model time, a
-    shared batch's split by rows; ``total``: wall clock from start to answer, other problems'
-    work in between included.
+    counted once. drafted: draft tokens verified, accepted: those of them that became text, and
+    verifications: the passes that they were verified in, counted for each branch. flops: 2 *
+    weights of the linear layers * tokens run, for all models; reward_flops: of these, the
+    reward model's.
+    seconds: by phase: ``prefill``, ``decode`` (policy), ``draft``, ``sample``, ``score``: model
+    time, a shared batch's split by rows; ``total``: wall clock from start to answer, other
+    problems' work in between included.
     """
 
     prompt: int = 0
@@ -58,9 +60,22 @@ class Usage:
     recomputed: int = 0
     peak_kv_tokens: int = 0
     peak_reward_kv_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    verifications: int = 0
     flops: int = 0
     reward_flops: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens from a verification, on average: the accepted drafts and one more."""
+        return 1 + self.accepted / max(1, self.verifications)
+
+    @property
+    def passes_saved(self) -> int:
+        """Passes that branches did not take part in because their tokens had been drafted."""
+        return self.accepted
 
     def __add__(self, other: Usage) -> Usage:
         mine, theirs = asdict(self), asdict(other)

@@ -93,6 +93,10 @@ def solve(
     policy: Annotated[
         list[str] | None, typer.Option(help="NAME=MODEL, another policy; repeatable.")
     ] = None,
+    draft: Annotated[str | None, typer.Option(help="Small model that drafts tokens.")] = None,
+    speculate: Annotated[
+        str | None, typer.Option(help="chain:4, tree:16, ngram:8 or none.")
+    ] = None,
     strategy: Annotated[str, typer.Option(help="greedy, self_consistency, ...")] = "best_of_n",
     n: Annotated[int, typer.Option(help="Completions a problem.")] = 16,
     setting: Annotated[
@@ -134,6 +138,8 @@ def solve(
         return Engine.from_pretrained(
             model,
             reward,
+            draft,
+            speculate=speculate,
             device=device,
             dtype=dtype,
             kv_memory=kv_memory,

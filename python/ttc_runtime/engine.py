@@ -16,6 +16,7 @@ from ttc_runtime.rewards import RewardModel
 from ttc_runtime.scheduler import Scheduler, Task
 from ttc_runtime.scoring import Scorer
 from ttc_runtime.search import Search
+from ttc_runtime.speculation import ModelDrafter, NgramDrafter, Speculation, Speculator
 from ttc_runtime.strategies import Strategy
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -51,8 +52,9 @@ class Engine:
         cls,
         model: str | Path,
         reward: str | Path | RewardModel | None = None,
-        draft=None,
+        draft: str | Path | None = None,
         *,
+        speculate: str | Speculation | None = None,
         device="auto",
         backend="auto",
         dtype="auto",
@@ -67,11 +69,14 @@ class Engine:
         """Load models from local directories; the network is never asked.
 
         model, reward: Hugging Face directories or ``zoo:NAME``, the reward also a `RewardModel`.
-        draft: must be None; speculation is not available yet. device: ``cpu``, ``cuda``, or
-        ``auto``, a GPU if there is one. backend: of the attention: ``cpu``, ``triton``, or
-        ``auto``, that of the device. dtype: ``auto`` (bfloat16 and float32 checkpoints as they are,
-        float16 as float32 on a CPU) or a torch dtype. kv_memory: bytes for the key/value caches of
-        all models together, a number or such as ``1GiB``. page_size: tokens to a page: 1, 8, 16,
+        draft: a small model with the same vocabulary, whose guesses the policy verifies; the text
+        does not depend on it. speculate: how to draft, a `Speculation` or a text such as
+        ``tree:16``, ``chain:4`` (the default where there is a draft), ``ngram:8`` (needs no draft)
+        or ``none``. device: ``cpu``, ``cuda``, or ``auto``, a GPU if there is one. backend: of the
+        attention: ``cpu``, ``triton``, or ``auto``, that of the device. dtype: ``auto`` (bfloat16
+        and float32 checkpoints as they are, float16 as float32 on a CPU) or a torch dtype.
+        kv_memory: bytes for the key/value caches of all models together, a number or such as
+        ``1GiB``. page_size: tokens to a page: 1, 8, 16,
         32, 64 or 128. deterministic: the same seed gives the same tree whatever runs beside it.
         row_block: rows to a matrix product then. step_separator: text that closes a step, by
         default a newline for the zoo and a blank line otherwise. max_batch: growing branches above
@@ -80,11 +85,12 @@ class Engine:
 
         >>> engine = Engine.from_pretrained("zoo:arith-small")         # doctest: +SKIP
         """
-        if draft is not None:
-            raise ValueError(
-                "Engine: draft must be None; speculative decoding is not available "
-                "yet, every strategy runs on the policy alone"
-            )
+        if isinstance(speculate, str):
+            speculate = Speculation.parse(speculate)
+        if speculate is None:
+            speculate = Speculation("chain") if draft is not None else Speculation("none")
+        if speculate.kind in ("chain", "tree") and draft is None:
+            raise ValueError(f"Engine: speculate={speculate.kind!r} needs a draft model, got none")
         if max_batch < 1:
             raise ValueError(f"Engine: max_batch must be >= 1, got {max_batch!r}")
         is_zoo = str(model).startswith("zoo:")
@@ -103,12 +109,17 @@ class Engine:
         tokenizer = load_tokenizer(path)
         if reward is not None and not isinstance(reward, RewardModel):
             reward = RewardModel.from_pretrained(reward, **shared)
-        # Both models see the same text, so each gets the same number of pages.
+        drafting = None
+        if draft is not None and speculate.kind in ("chain", "tree"):
+            drafting = PagedModel(model_directory(draft), CAUSAL_LM, **shared)
+            _check_vocabulary(str(draft), tokenizer, load_tokenizer(model_directory(draft)))
+        # All models see the same text, so each gets the same number of pages.
         page_bytes = paged.page_bytes + (reward.model.page_bytes if reward else 0)
         peers = {
             name: _load_peer(name, d, tokenizer, shared) for name, d in (policies or {}).items()
         }
         page_bytes += sum(peer.page_bytes for peer in peers.values())
+        page_bytes += drafting.page_bytes if drafting else 0
         num_pages = memory // page_bytes
         if num_pages < 1:
             raise ValueError(
@@ -119,7 +130,14 @@ class Engine:
             each.allocate(num_pages)
         if reward is not None:
             reward.model.allocate(num_pages)
-        policy = Policy(paged, tokenizer, separator)
+        speculator = None
+        if drafting is not None:
+            drafting.allocate(num_pages)
+            drafter = ModelDrafter(drafting, as_tree=speculate.kind == "tree")
+            speculator = Speculator(speculate, drafter, drafting.num_weights)
+        elif speculate.kind == "ngram":
+            speculator = Speculator(speculate, NgramDrafter())
+        policy = Policy(paged, tokenizer, separator, speculator=speculator)
         policy.peers = {n: Policy(peer, tokenizer, separator, n) for n, peer in peers.items()}
         return cls(policy, reward, extractor_for(str(model)), max_batch)
 
@@ -181,6 +199,8 @@ class Engine:
         for lane in (self.policy, *self.policy.peers.values(), self.scorer):
             while lane is not None and lane.lane.cache.evict():
                 pass
+        if self.policy.speculator is not None:
+            self.policy.speculator.drafter.forget_all()
 
     def stream(
         self,
@@ -221,6 +241,14 @@ def _load_peer(name: str, directory: str | Path, tokenizer, shared: dict) -> Pag
             f"{len(theirs)}; branches could not go from one policy to the other"
         )
     return PagedModel(path, CAUSAL_LM, **shared)
+
+
+def _check_vocabulary(draft: str, policy, drafting) -> None:
+    if policy.get_vocab() != drafting.get_vocab():
+        raise ValueError(
+            f"Engine: the draft model must have the policy's vocabulary, got {draft} with "
+            f"{len(drafting)} tokens beside {len(policy)}"
+        )
 
 
 def _check_record(index: int, record: dict) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,9 +18,13 @@ from ttc_runtime.sampling import SamplingParams, TextEnds, completes
 from ttc_runtime.search import Generate, Search
 from ttc_runtime.sequence import Ledger, Sequence
 
+if TYPE_CHECKING:
+    from ttc_runtime.speculation import Speculator
+
 
 class _Growth:
-    """A branch that is growing, and when it stops. held: it waits until others leave it room."""
+    """A branch that is growing, and when it stops. held: it waits until others leave it room.
+    start: its tokens when it began to grow."""
 
     __slots__ = (
         "bias",
@@ -33,6 +38,7 @@ class _Growth:
         "search",
         "seed",
         "sequence",
+        "start",
         "until_step",
     )
 
@@ -42,6 +48,7 @@ class _Growth:
         self.branch, self.search, self.sequence = branch, branch.search, sequence
         self.seed, self.sampling, self.until_step = branch.seed, work.sampling, work.until_step
         self.bias, self.score, self.ends, self.held = work.bias, work.score, ends, False
+        self.start = len(self.sequence.tokens)
         cut = limit if work.new_tokens is None else len(self.sequence.tokens) + work.new_tokens
         self.limit, self.cut = min(limit, cut), cut < limit
 
@@ -51,11 +58,20 @@ class Policy:
 
     model: with pages allocated. tokenizer: its own. separator: the string that closes a step. name:
     empty for an engine's first policy. peers: of that one, others by name, with its tokenizer.
+    speculator: drafts tokens that a pass verifies, or None.
     """
 
-    def __init__(self, model: PagedModel, tokenizer, separator: str, name: str = "") -> None:
+    def __init__(
+        self,
+        model: PagedModel,
+        tokenizer,
+        separator: str,
+        name: str = "",
+        speculator: Speculator | None = None,
+    ) -> None:
         self.name, self.peers = name, dict[str, Policy]()
         self.lane, self.tokenizer, self.separator = Lane(model), tokenizer, separator
+        self.speculator = speculator
         configured = getattr(model.model.generation_config, "eos_token_id", None)
         eos = configured if configured is not None else model.config.eos_token_id
         ids = eos if isinstance(eos, list) else [eos]
@@ -131,12 +147,19 @@ class Policy:
             self._enforce_budgets()
         if not self._decoding and not prefill:
             return bool(ready)
-        decode = [g.sequence for g in self._decoding]
+        plain, ahead = self._decoding, []
+        if self.speculator is not None and self._decoding:
+            plain, grown = self.speculator.step(self, self._decoding, self._waiting)
+            ahead = [g for g in grown if g.branch.stop_reason is None]
+            self._decoding = plain + ahead
+        if not plain and not prefill:
+            return True
+        decode = [g.sequence for g in plain]
         logits, ran = self.lane.run(decode, prefill)
         owners = {id(g.sequence): g for g in self._waiting}
         complete = [s for s in ran if s.pending == 0]
         joining = [owners[id(s)] for s in complete if id(s) in owners]
-        grown = self._decoding + joining
+        grown = plain + joining
         parents |= {id(g.sequence) for g in grown if g.branch.children}
         for row, sequence in enumerate(decode + complete):
             if id(sequence) in parents:
@@ -149,10 +172,10 @@ class Policy:
         if joining:
             joined = {id(g) for g in joining}
             self._waiting = [g for g in self._waiting if id(g) not in joined]
-        self._decoding = grown
+        self._decoding = grown + ahead
         self._settle_children(grown)
         self._sample(logits, grown)
-        self._decoding = [g for g in grown if g.branch.stop_reason is None]
+        self._decoding = [g for g in self._decoding if g.branch.stop_reason is None]
         return True
 
     def _settle_children(self, growths: list[_Growth]) -> None:
@@ -224,6 +247,20 @@ class Policy:
         for i in np.flatnonzero(events):
             self._end_if_done(growths[i])
 
+    def take(self, growth: _Growth, tokens: list[int], logprobs: list[float]) -> int:
+        """Append tokens to a growth until one of them stops it. Returns how many it took."""
+        maybe = growth.ends.candidates(np.array(tokens))
+        for count, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True), 1):
+            growth.sequence.tokens.append(token)
+            growth.branch.logprobs.append(logprob)
+            growth.search.usage.generated += 1
+            full = len(growth.sequence.tokens) >= growth.limit
+            if full or maybe[count - 1] or token in self._eos:
+                self._end_if_done(growth)
+            if growth.branch.stop_reason is not None:
+                return count
+        return len(tokens)
+
     def _end_if_done(self, growth: _Growth) -> None:
         branch, tokens = growth.branch, growth.sequence.tokens
         if tokens[-1] in self._eos:
@@ -275,9 +312,12 @@ class Policy:
                 growing.setdefault(growth.search, []).append(growth)
         stopped = False
         for search, growths in growing.items():
+            uneven = self.speculator is not None and self.speculator.uneven(growths)
             left = len(growths)
             if search.budget.tokens is not None:
                 left = max(0, search.budget.tokens - search.usage.generated)
+            if uneven and left > 0:
+                left = len(growths)  # it is for those that are behind
             if search.remaining_seconds <= 0:
                 left = 0
             search.out_of_budget |= left == 0

@@ -169,18 +169,22 @@ class PagedModel:
         kv_lens: np.ndarray,
         q_lens: np.ndarray,
         keep: np.ndarray,
+        draft_parents: list[np.ndarray | None] | None = None,
     ) -> Tensor:
         """Run the new tokens of many branches in one pass.
 
         token_ids, positions: int64[T], the branches' new tokens one branch after the other. slots:
         int32[T], from the branches' ``append``. branches: the B pool branches. kv_lens, q_lens:
         int32[B], tokens, the new ones included and alone. keep: int64[R], the rows (0 to T - 1)
-        whose outputs are wanted. Returns logits ``[R, vocab]``, or with a
-        head scores ``[R]``, valid until the next pass.
+        whose outputs are wanted. draft_parents: for each branch None, or int32[q_len] if its new
+        tokens are a tree. Returns logits ``[R, vocab]``, or with a head scores ``[R]``, valid until
+        the next pass.
         """
         self.run_copies()
         tables = self.pool.block_tables(branches)
-        return self.runner.run(Rows(token_ids, positions, slots, tables, kv_lens, q_lens, keep))
+        return self.runner.run(
+            Rows(token_ids, positions, slots, tables, kv_lens, q_lens, keep, draft_parents)
+        )
 
     def _compute(self, batch: Batch) -> Tensor:
         """The outputs of a batch, ``[num_outputs, vocab]`` or scores ``[num_outputs]``."""

@@ -59,12 +59,19 @@ def summary(results: list[Result], seconds: float, title: str) -> Table:
 
 def usage_rows(usage: Usage, seconds: float) -> dict[str, str]:
     """Names and figures of what was spent in so many seconds of wall clock."""
+    speculation = {}
+    if usage.verifications:
+        speculation = {
+            "tokens a verification": f"{usage.acceptance_length:.2f}",
+            "passes saved": f"{usage.passes_saved:,}",
+        }
     return {
         "tokens generated": f"{usage.generated:,}",
         "tokens scored": f"{usage.scored:,}",
         "tokens reused": f"{usage.reused:,}",
         "tokens recomputed": f"{usage.recomputed:,}",
         "peak unique KV tokens": f"{usage.peak_kv_tokens:,}",
+        **speculation,
         "tokens per second": f"{usage.generated / max(seconds, 1e-9):,.0f}",
         "seconds": f"{seconds:.1f}",
     }

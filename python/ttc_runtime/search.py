@@ -128,7 +128,7 @@ class Search:
         self.usage, self.extract = Usage(), extract
         self.policy_ledger, self.reward_ledger = Ledger(), Ledger()
         self.ledgers = {"": self.policy_ledger}  # by policy
-        self.sample_seconds = 0.0
+        self.sample_seconds = self.draft_seconds = self.draft_flops = 0.0
         self.running: set[Branch] = set()
         self.paused = False
         self.held = 0  # growing branches that wait for memory
@@ -211,7 +211,9 @@ class Search:
         if self.scorer is not None:
             usage.reward_flops = 2 * self.scorer.lane.model.num_weights * reward.run
             usage.flops += usage.reward_flops
+        usage.flops += round(self.draft_flops)
         usage.seconds |= {
+            "draft": self.draft_seconds,
             "sample": self.sample_seconds,
             "score": sum(reward.seconds.values()),
             "total": time.monotonic() - self.started,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ttc_runtime.branch import Branch
 
 
-@dataclass
+@dataclass(eq=False)
 class Ledger:
     """What one problem did on one model. Token counts unless said otherwise.
 

@@ -295,7 +295,7 @@ def test_results_without_a_reward_model(make_engine):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"draft": "zoo:arith-draft"}, "draft must be None"),
+        ({"speculate": "tree:8"}, "needs a draft model"),
         ({"kv_memory": "lots"}, "kv_memory: expected bytes"),
         ({"kv_memory": 100}, "kv_memory of 100 bytes is less"),
         ({"max_batch": 0}, "max_batch must be >= 1"),
