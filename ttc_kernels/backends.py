@@ -26,7 +26,7 @@ _OPS = (
     "verify",
     "token_logprobs",
 )
-_NOT_IN_TRITON = ("merge_states", "sample_children", "verify", "token_logprobs")
+_NOT_IN_TRITON = ("merge_states", "sample_children", "token_logprobs")
 
 
 def backends() -> dict[str, dict[str, str]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 class _Growth:
     """A branch that is growing, and when it stops. held: it waits until others leave it room.
-    start: its tokens when it began to grow."""
+    start: its tokens when it began to grow. work: what it grows for."""
 
     __slots__ = (
         "bias",
@@ -40,6 +40,7 @@ class _Growth:
         "sequence",
         "start",
         "until_step",
+        "work",
     )
 
     def __init__(
@@ -48,7 +49,7 @@ class _Growth:
         self.branch, self.search, self.sequence = branch, branch.search, sequence
         self.seed, self.sampling, self.until_step = branch.seed, work.sampling, work.until_step
         self.bias, self.score, self.ends, self.held = work.bias, work.score, ends, False
-        self.start = len(self.sequence.tokens)
+        self.start, self.work = len(self.sequence.tokens), work
         cut = limit if work.new_tokens is None else len(self.sequence.tokens) + work.new_tokens
         self.limit, self.cut = min(limit, cut), cut < limit
 

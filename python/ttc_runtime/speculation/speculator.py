@@ -74,8 +74,15 @@ class Speculator:
         room = _room(growths, others)
         waiting = [g for g in growths if room[g] < 1]
         able = [g for g in growths if room[g] >= 1]
-        chosen = [g for g in able if g.bias is None and not _children_wait(g)]
-        plain = [g for g in able if g.bias is not None or _children_wait(g)]
+        # Where a strategy runs several works beside each other, the one that is done first may
+        # decide what comes next: they keep step.
+        works: dict[Search, set[int]] = defaultdict(set)
+        for growth in (*growths, *others):
+            works[growth.search].add(id(growth.work))
+        alone = {search for search, own in works.items() if len(own) == 1}
+        chosen = [g for g in able if g.bias is None and g.search in alone and not _children_wait(g)]
+        is_chosen = set(map(id, chosen))
+        plain = [g for g in able if id(g) not in is_chosen]
         started = time.perf_counter()
         drafts, length = self._drafts(policy, chosen, room)
         drafting = time.perf_counter() - started
