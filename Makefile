@@ -37,6 +37,7 @@ bench: $(VENV)/.built
 	    --json bench/results/tree_attention_cpu_$$dtype.json || exit 1; done
 	$(PY) -m bench.replay --dtype bf16 --json bench/results/replay_cpu_bf16.json
 	$(PY) -m bench.generate --device cpu --json bench/results/generate_cpu_bf16.json
+	$(PY) -m bench.step_score --json bench/results/step_score_cpu_bf16.json
 
 frontier: $(VENV)/.built
 	$(PY) -m bench.frontier

@@ -115,10 +115,10 @@ def main() -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     dtype = getattr(torch, args.dtype)
-    report: dict = {"machine": machine.describe(), "dtype": args.dtype}
+    report: dict = {"machine": machine.describe()}
     if args.part != "search":
         roofline = Roofline.measure(torch.float32)
-        report["roofline"] = vars(roofline)
+        report |= {"dtype": args.dtype, "roofline": vars(roofline)}
         report["heads"] = []
         print("head         hidden  steps   score_steps      floor  x floor   plain head   faster")
         for kind in ("two_logit", "value", "token_pair"):

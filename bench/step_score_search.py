@@ -157,6 +157,7 @@ def compare(width: int, depth: int) -> dict:
         raise RuntimeError(f"step_score_search: the scores of the two sides differ by {worst}")
     unique = PROMPT + width * depth * STEP
     report = {
+        "dtype": "float32",
         "width": width,
         "depth": depth,
         "unique_tokens": unique,
