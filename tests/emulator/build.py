@@ -11,6 +11,9 @@ Three variants, the default taken from the environment variable TTC_EMULATOR:
     sanitize  AddressSanitizer and UndefinedBehaviorSanitizer; python must run under `preload()`
     race      accesses to shared and global memory checked for races
 
+The last two compile slowly; adapters may leave out instances of templates there (where
+EMU_FEW_INSTANCES is defined) unless the environment variable TTC_EMULATOR_ALL is set.
+
 Objects are kept in build/emulator and rebuilt when a file they were made from changes.
 """
 
@@ -95,6 +98,8 @@ def _compile(source: Path, variant: str, instrument: bool) -> Path:
         BUILD / variant / f"{source.stem}-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}.o"
     )
     flags = [*_FLAGS, *_VARIANT_FLAGS[variant], *_INCLUDES]
+    if variant != "plain" and not os.environ.get("TTC_EMULATOR_ALL"):
+        flags.append("-DEMU_FEW_INSTANCES")
     if instrument:
         flags.append("-fsanitize=thread")
     dependencies = target.with_suffix(".d")

@@ -4,6 +4,8 @@
 
 #include <cuda_emulator.h>
 
+#include <stdexcept>
+
 #include "tree_attention/cuda_common.cuh"
 
 struct CudaCall {
@@ -42,3 +44,30 @@ struct CudaCall {
     return p;
   }
 };
+
+// Calls launch.operator()<T, fp8, head_dim>() for what the parameters ask for. Builds with checks take
+// several times longer to compile; they have bfloat16 with head_dim 64 and 96 unless TTC_EMULATOR_ALL is set.
+template <class T, bool kFp8, class Launch>
+void by_head_dim(int head_dim, const Launch& launch) {
+  switch (head_dim) {
+    case 64: return launch.template operator()<T, kFp8, 64>();
+    case 96: return launch.template operator()<T, kFp8, 96>();
+#if !defined(EMU_FEW_INSTANCES)
+    case 128: return launch.template operator()<T, kFp8, 128>();
+    case 256: return launch.template operator()<T, kFp8, 256>();
+#endif
+  }
+  throw std::runtime_error("this build has no instance for head_dim " + std::to_string(head_dim));
+}
+
+template <class Launch>
+void dispatch(const ttc::TreeAttentionCudaParams& params, const Launch& launch) {
+  if (params.dtype == ttc::Dtype::kBFloat16)
+    return params.fp8_cache ? by_head_dim<__nv_bfloat16, true>(params.head_dim, launch)
+                            : by_head_dim<__nv_bfloat16, false>(params.head_dim, launch);
+#if !defined(EMU_FEW_INSTANCES)
+  return params.fp8_cache ? by_head_dim<__half, true>(params.head_dim, launch)
+                          : by_head_dim<__half, false>(params.head_dim, launch);
+#endif
+  throw std::runtime_error("this build has no instance for float16");
+}

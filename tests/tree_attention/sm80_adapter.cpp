@@ -2,27 +2,6 @@
 #include "cuda_adapter.h"
 #include "tree_attention/sm80.cuh"
 
-namespace {
-
-template <class T, bool kFp8, int kHeadDim>
-void launch(const CudaCall& call, const ttc::TreeAttentionCudaParams& params) {
-  emu::launch(dim3(unsigned(call.blocks())), dim3(ttc::kSm80Threads),
-              size_t(ttc::Sm80Layout<T, kFp8, kHeadDim>::kSharedBytes),
-              ttc::tree_attention_sm80_kernel<T, kFp8, kHeadDim>, params);
-}
-
-template <class T, bool kFp8>
-void by_head_dim(const CudaCall& call, const ttc::TreeAttentionCudaParams& params) {
-  switch (params.head_dim) {
-    case 64: return launch<T, kFp8, 64>(call, params);
-    case 96: return launch<T, kFp8, 96>(call, params);
-    case 128: return launch<T, kFp8, 128>(call, params);
-    case 256: return launch<T, kFp8, 256>(call, params);
-  }
-}
-
-}  // namespace
-
 extern "C" const char* tree_attention_sm80(const void* q, const void* k_cache, const void* v_cache, const int32_t* plan,
                                            float* workspace, int32_t* counters, const float* k_scales,
                                            const float* v_scales, void* out, float* lse, const int64_t* sizes,
@@ -31,10 +10,10 @@ extern "C" const char* tree_attention_sm80(const void* q, const void* k_cache, c
     const CudaCall call{q,        k_cache, v_cache, plan,  workspace, counters,        k_scales,
                         v_scales, out,     lse,     sizes, sm_scale,  logits_soft_cap, v_scale};
     const auto params = call.params();
-    if (params.dtype == ttc::Dtype::kFloat16)
-      params.fp8_cache ? by_head_dim<__half, true>(call, params) : by_head_dim<__half, false>(call, params);
-    else
-      params.fp8_cache ? by_head_dim<__nv_bfloat16, true>(call, params)
-                       : by_head_dim<__nv_bfloat16, false>(call, params);
+    dispatch(params, [&]<class T, bool kFp8, int kHeadDim>() {
+      emu::launch(dim3(unsigned(call.blocks())), dim3(ttc::kSm80Threads),
+                  size_t(ttc::Sm80Layout<T, kFp8, kHeadDim>::kSharedBytes),
+                  ttc::tree_attention_sm80_kernel<T, kFp8, kHeadDim>, params);
+    });
   });
 }
