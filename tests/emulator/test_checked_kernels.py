@@ -22,7 +22,8 @@ KERNELS = {
         "(test_every_dtype_and_head_dim and dtype2 and (64 or 96)) or test_page_sizes"
         " or (test_query_lengths and dtype2 and not 300) or (test_draft_trees and dtype2)"
         " or test_empty_rows or test_chain_of_one_token_nodes"
-        " or (test_float8_caches and dtype1 and (64 or 96)) or test_blocks_in_any_order_and_number)",
+        " or (test_float8_caches and dtype1 and (64 or 96))"
+        " or test_blocks_in_any_order_and_number)",
         20,
     ),
     "kv_cache": (["tests/kv_cache/test_kv_cache_cuda.py"], "", 20),

@@ -46,7 +46,8 @@ struct CudaCall {
 };
 
 // Calls launch.operator()<T, fp8, head_dim>() for what the parameters ask for. Builds with checks take
-// several times longer to compile; they have bfloat16 with head_dim 64 and 96 unless TTC_EMULATOR_ALL is set.
+// several times longer to compile; unless TTC_EMULATOR_ALL is set they have bfloat16 with head_dim 64 and
+// 96, and one instance of float16.
 template <class T, bool kFp8, class Launch>
 void by_head_dim(int head_dim, const Launch& launch) {
   switch (head_dim) {
@@ -65,9 +66,11 @@ void dispatch(const ttc::TreeAttentionCudaParams& params, const Launch& launch) 
   if (params.dtype == ttc::Dtype::kBFloat16)
     return params.fp8_cache ? by_head_dim<__nv_bfloat16, true>(params.head_dim, launch)
                             : by_head_dim<__nv_bfloat16, false>(params.head_dim, launch);
-#if !defined(EMU_FEW_INSTANCES)
-  return params.fp8_cache ? by_head_dim<__half, true>(params.head_dim, launch)
-                          : by_head_dim<__half, false>(params.head_dim, launch);
+#if defined(EMU_FEW_INSTANCES)
+  if (!params.fp8_cache && params.head_dim == 64) return launch.template operator()<__half, false, 64>();
+  throw std::runtime_error("this build has float16 with head_dim 64 alone");
+#else
+  params.fp8_cache ? by_head_dim<__half, true>(params.head_dim, launch)
+                   : by_head_dim<__half, false>(params.head_dim, launch);
 #endif
-  throw std::runtime_error("this build has no instance for float16");
 }

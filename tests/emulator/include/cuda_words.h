@@ -14,7 +14,7 @@
 #define __device__
 #define __host__
 #define __constant__ static
-#define __shared__ static  // one copy: for kernels whose blocks run one at a time; see docs/emulator.md
+#define __shared__ static  // one copy: right while blocks run one at a time
 #define __forceinline__ inline
 #define __restrict__ __restrict
 #define __launch_bounds__(...)
