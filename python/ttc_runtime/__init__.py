@@ -8,43 +8,104 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ttc_runtime.branch import Branch
     from ttc_runtime.budget import Budget, Usage
+    from ttc_runtime.calibration import Calibration, calibrate
     from ttc_runtime.engine import Engine
     from ttc_runtime.result import Result
     from ttc_runtime.rewards import RewardModel, RewardSpec
     from ttc_runtime.sampling import SamplingParams
-    from ttc_runtime.search import Generate, Score, Search
+    from ttc_runtime.search import Call, Generate, Score, Search, Together
     from ttc_runtime.speculation import Speculation
-    from ttc_runtime.strategies import BestOfN, Greedy, Outcome, SelfConsistency, Strategy
+    from ttc_runtime.strategies import (
+        DVTS,
+        MCTS,
+        Adaptive,
+        BeamSearch,
+        BestOfN,
+        BudgetForcing,
+        CertaintyProbes,
+        Collective,
+        ComputeOptimal,
+        Decomposition,
+        EarlyTermination,
+        Greedy,
+        Outcome,
+        ParticleFilter,
+        PlanCompare,
+        Rebase,
+        Retrieval,
+        SelfConsistency,
+        SpeculativeRejection,
+        Strategy,
+        ThoughtSwitching,
+        make_strategy,
+    )
 
 _HOME = {
     "Branch": "branch",
     "Budget": "budget",
     "Usage": "budget",
+    "Calibration": "calibration",
+    "calibrate": "calibration",
     "Engine": "engine",
     "Result": "result",
     "RewardModel": "rewards",
     "RewardSpec": "rewards",
     "SamplingParams": "sampling",
-    "Speculation": "speculation",
+    "Call": "search",
     "Generate": "search",
     "Score": "search",
     "Search": "search",
+    "Together": "search",
+    "Speculation": "speculation",
+    "Adaptive": "strategies",
+    "BeamSearch": "strategies",
     "BestOfN": "strategies",
+    "BudgetForcing": "strategies",
+    "CertaintyProbes": "strategies",
+    "Collective": "strategies",
+    "ComputeOptimal": "strategies",
+    "DVTS": "strategies",
+    "Decomposition": "strategies",
+    "EarlyTermination": "strategies",
     "Greedy": "strategies",
+    "MCTS": "strategies",
     "Outcome": "strategies",
+    "ParticleFilter": "strategies",
+    "PlanCompare": "strategies",
+    "Rebase": "strategies",
+    "Retrieval": "strategies",
     "SelfConsistency": "strategies",
+    "SpeculativeRejection": "strategies",
     "Strategy": "strategies",
+    "ThoughtSwitching": "strategies",
+    "make_strategy": "strategies",
 }
 
 __all__ = [
+    "DVTS",
+    "MCTS",
+    "Adaptive",
+    "BeamSearch",
     "BestOfN",
     "Branch",
     "Budget",
+    "BudgetForcing",
+    "Calibration",
+    "Call",
+    "CertaintyProbes",
+    "Collective",
+    "ComputeOptimal",
+    "Decomposition",
+    "EarlyTermination",
     "Engine",
     "Generate",
     "Greedy",
     "Outcome",
+    "ParticleFilter",
+    "PlanCompare",
+    "Rebase",
     "Result",
+    "Retrieval",
     "RewardModel",
     "RewardSpec",
     "SamplingParams",
@@ -52,8 +113,13 @@ __all__ = [
     "Search",
     "SelfConsistency",
     "Speculation",
+    "SpeculativeRejection",
     "Strategy",
+    "ThoughtSwitching",
+    "Together",
     "Usage",
+    "calibrate",
+    "make_strategy",
 ]
 
 
