@@ -102,8 +102,9 @@ def _searches(document: dict) -> str:
     return (
         "## (a) Searches by difficulty\n\n"
         + table(head, rows)
-        + "\n\nSeconds are model time a problem in shared batches. On hard problems against "
-        "best-of-16:\n\n"
+        + "\n\nSeconds are model time a problem in shared batches, on a machine that did other "
+        "work beside. MCTS-200 ran on the first 40 problems of each difficulty. On hard problems "
+        "against best-of-16:\n\n"
         + "\n".join(lines)
         + f"\n\nTokens recomputed over all of these runs: {again:,}.\n\n"
         "![Accuracy against FLOPs and against tokens generated.](frontier-searches.svg)"
@@ -169,7 +170,8 @@ def _optimal(document: dict) -> str:
         "runs strategies in turn until a solution scores high enough. Settings come from "
         "`arith-valid`, accuracy and tokens from the test set. *Share* is tokens over those of "
         "uniform best-of-N at the same accuracy; ≤ where uniform never gets there and its tokens "
-        "at its best are taken.\n\n"
+        "at its best are taken. Above 60 % uniform's curve is flat and one point of accuracy is "
+        "worth many tokens, so shares there are rough.\n\n"
         + table(head, rows)
         + "\n\n![Accuracy against tokens generated.](frontier-optimal.svg)"
     )
