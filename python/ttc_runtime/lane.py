@@ -26,13 +26,15 @@ class Lane:
         self.model = model
         self.cache = PrefixCache(shortest=model.page_size)
         self._prefilling: dict[int, tuple[Sequence, np.ndarray]] = {}
+        # Sequences that run tokens again which their lost ancestors ran before.
+        self._recovering: dict[int, Sequence] = {}
 
     def prepare(self, sequence: Sequence, *, sampled: bool) -> Sequence | None:
         """Attach a sequence to the pool.
 
         sampled: the output after its last token will be needed, even if a parent ran that token.
         Returns the sequence to be run next: itself once attached, or the ancestor whose tokens it
-        builds on; None if it waits for another prompt with the same prefix.
+        builds on; None if it waits for another sequence that runs the same tokens.
         """
         if sequence.kv is not None:
             return sequence
@@ -40,16 +42,45 @@ class Lane:
         if parent is None:
             return self._attach_root(sequence)
         shared = sequence.fork_len
+        if parent.kv is None and _lost(parent, shared):
+            return self._recover(sequence, sampled)
         sampled = sampled and len(sequence.tokens) == shared
-        holder = parent
         if parent.kv is None or parent.length < shared:
-            relative = _relative(sequence)
-            if relative is None:
-                target = self.prepare(parent, sampled=sampled)
-                if target is not parent or parent.length < shared:
-                    return target
-            else:
-                holder = relative
+            target = self.prepare(parent, sampled=sampled)
+            if target is not parent or parent.length < shared:
+                return target
+        return self._fork(sequence, parent, shared, sampled)
+
+    def _recover(self, sequence: Sequence, sampled: bool) -> Sequence | None:
+        """Attach a sequence whose parent has lost its pages to whatever relative holds most of its
+        tokens; what is missing it runs itself, unless another growing one is at that already.
+
+        The lost ancestors themselves stay detached: a chain of them, each with a half-full page of
+        its own, could take more pages than there are.
+        """
+        lineage = _lineage(sequence)
+        attached = sequence.ledger.attached.values()
+        shared = [min(_common_tokens(lineage, s), s.length) for s in attached]
+        best = max(shared, default=0)
+        if best < sequence.fork_len and sampled:
+            others = [s for s in self._recovering.values() if s.ledger is sequence.ledger]
+            if any(_common_tokens(lineage, s) > best for s in others):
+                return None
+        if best == 0:
+            root = sequence
+            while root.parent is not None:
+                root = root.parent
+            return self.prepare(root, sampled=False)
+        holders = [s for s, length in zip(attached, shared, strict=True) if length == best]
+        # One that ended there may still have the output behind it.
+        holder = max(holders, key=lambda s: s.length == best and s.logits is not None)
+        self._fork(sequence, holder, best, sampled and best == len(sequence.tokens))
+        if sequence.length < sequence.fork_len:
+            self._recovering[id(sequence)] = sequence
+        return sequence
+
+    def _fork(self, sequence: Sequence, holder: Sequence, shared: int, sampled: bool) -> Sequence:
+        """Attach a sequence to the first `shared` tokens of one that holds them."""
         if sampled and (holder.logits is None or holder.length > shared):
             shared -= 1  # the output is gone: run the last token again
         kv = _kv(holder).fork(1)[0]
@@ -76,6 +107,7 @@ class Lane:
         """Give up a sequence's pages; it can be prepared and run again."""
         if sequence.kv is not None:
             self._prefilling.pop(id(sequence), None)
+            self._recovering.pop(id(sequence), None)
             sequence.detach()
 
     def release_all(self, sequences: list[Sequence]) -> None:
@@ -149,23 +181,40 @@ class Lane:
         share = seconds / max(1, sum(counts))
         for sequence, count in zip(rows, counts, strict=True):
             sequence.grow(count)
+            if sequence.length >= sequence.fork_len:
+                self._recovering.pop(id(sequence), None)
             sequence.ledger.seconds["decode" if count == 1 else "prefill"] += share * count
 
 
-def _relative(sequence: Sequence) -> Sequence | None:
-    """One that forked from the same parent behind the shared tokens, and still holds them all.
+def _lost(sequence: Sequence, shared: int) -> bool:
+    """Whether the first tokens were run, and the sequence that ran the last of them has no pages.
 
-    Where memory was short the parent may have lost its pages, but not the tokens themselves.
+    A sequence that was forked behind them has not run them itself.
     """
-    shared = sequence.fork_len
-    for other in sequence.ledger.attached.values():
-        ancestor, common = other, other.length
-        while ancestor.parent is not None and ancestor is not sequence.parent and common >= shared:
-            common = min(common, ancestor.fork_len)
-            ancestor = ancestor.parent
-        if ancestor is sequence.parent and common >= shared:
-            return other
-    return None
+    while sequence.parent is not None and sequence.fork_len >= shared:
+        sequence = sequence.parent
+    return sequence.kv is None and sequence.ran >= shared
+
+
+def _lineage(sequence: Sequence) -> dict[int, int]:
+    """Of a sequence and each of its ancestors, by their `id`: how many tokens it has from it."""
+    found, common = {id(sequence): len(sequence.tokens)}, len(sequence.tokens)
+    while sequence.parent is not None:
+        common = min(common, sequence.fork_len)
+        sequence = sequence.parent
+        found[id(sequence)] = common
+    return found
+
+
+def _common_tokens(lineage: dict[int, int], other: Sequence) -> int:
+    """Tokens that a sequence with this lineage has in common with another by descent."""
+    common, ancestor = len(other.tokens), other
+    while id(ancestor) not in lineage:
+        if ancestor.parent is None:
+            return 0
+        common = min(common, ancestor.fork_len)
+        ancestor = ancestor.parent
+    return min(common, lineage[id(ancestor)])
 
 
 def _kv(sequence: Sequence) -> PoolBranch:
