@@ -27,6 +27,7 @@ def main() -> int:
     _fill("README.md", "generate_cpu", generate)
     _fill("docs/measured.md", "tree_attention_cpu", tree_attention)
     _fill("docs/measured.md", "replay_cpu", replay)
+    _fill("docs/measured.md", "host_cost", host_cost)
     return 0
 
 
@@ -134,6 +135,18 @@ def generate(document: dict[str, Any]) -> str:
     what = f"{work['dtype']}, N = {work['n']}, prompt {work['prompt']}, {work['new']} new tokens"
     note = "\n\n\\* extrapolated from fewer steps" if any("*" in r[3] for r in rows) else ""
     return f"{what}, {_where(document)}\n\n" + _markdown(head, rows) + note
+
+
+def host_cost(document: dict[str, Any]) -> str:
+    """What a decode step of the runtime costs beside the model."""
+    rows = []
+    for result in document["results"]:
+        times = [f"{1e3 * result[key]:.1f}" for key in ("model_s", "sampling_s", "host_s")]
+        rows.append([str(result["branches"]), *times, f"{100 * result['host_share']:.1f} %"])
+    head = ["branches", "model ms", "sampling ms", "host ms", "host / model"]
+    machine = document["machine"]
+    where = f"{machine['cpu']}, torch {machine['versions']['torch']}"
+    return f"{document['dtype']}, prompt {document['prompt']}, {where}\n\n" + _markdown(head, rows)
 
 
 def _where(document: dict[str, Any]) -> str:
