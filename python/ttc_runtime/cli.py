@@ -129,6 +129,7 @@ def solve(
     sampling = SamplingParams(temperature, top_k, top_p, min_p, max_tokens)
     plan = make_strategy(strategy, n, sampling, **parse_settings(setting or []))
     budget = Budget(tokens=tokens, samples=samples, seconds=seconds)
+    policies = dict(_name_value("--policy", text) for text in policy or [])
     read = read_problems(problems, limit)
     for message in read.errors:
         _err.print(f"skipped: {message}", style="yellow", markup=False, soft_wrap=True)
@@ -146,6 +147,7 @@ def solve(
             page_size=page_size,
             deterministic=deterministic,
             step_separator=step_separator,
+            policies=policies,
         )
 
     started, results = time.monotonic(), []
@@ -173,7 +175,7 @@ def solve(
                 make_engine,
                 budget=budget,
                 seed=seed,
-                models={"model": model, "reward": reward},
+                models={"model": model, "reward": reward, **policies},
                 on_start=on_start,
                 on_result=on_result,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ttc_runtime.answers import extractor_for
@@ -64,7 +64,7 @@ class Engine:
         row_block: int = 64,
         step_separator: str | None = None,
         max_batch: int = 256,
-        policies: dict[str, str | Path] | None = None,
+        policies: Mapping[str, str | Path] | None = None,
     ) -> Engine:
         """Load models from local directories; the network is never asked.
 

@@ -23,6 +23,7 @@ from ttc_runtime.strategies import (
     Retrieval,
     SelfConsistency,
     SpeculativeRejection,
+    StepSpeculation,
     ThoughtSwitching,
 )
 
@@ -47,6 +48,7 @@ SMALL = {
     "budget_forcing": BudgetForcing(2, 8, 24, 2, 9, "go on", "=", "\n#", sampling=SHORT),
     "thought_switching": ThoughtSwitching(3, words=("a", "b+"), duration=5, sampling=SHORT),
     "speculative_rejection": SpeculativeRejection(4, segment=6, sampling=SHORT),
+    "step_speculation": StepSpeculation(3, step_tokens=9, sampling=SHORT),
     "early_termination": EarlyTermination(4, 0.5, step_tokens=9, sampling=SHORT),
     "certainty": CertaintyProbes(2, 6, 2, "\n#", "\n", 4, (), sampling=SHORT),
     "adaptive": Adaptive(

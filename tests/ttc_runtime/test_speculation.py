@@ -45,7 +45,8 @@ def speculating(make_engine, tiny_model):
 @pytest.mark.parametrize("name", [*SMALL, "step_beam"])
 def test_the_text_is_independent_of_the_drafts(speculating, tiny_model, name: str) -> None:
     strategy = SMALL.get(name, StepBeam())
-    others = {"b": tiny_model("Llama", intermediate_size=160)} if name == "collective" else {}
+    several = name in ("collective", "step_speculation")
+    others = {"b": tiny_model("Llama", intermediate_size=160)} if several else {}
     kinds = KINDS if name in ("step_beam", "collective") else KINDS[::2]
     want = None
     for kind in kinds:

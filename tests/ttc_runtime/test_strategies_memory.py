@@ -16,7 +16,12 @@ SETTINGS = {
     "budget_forcing": {"n": 4, "end": "#", "answer": "", "wait": "\n", "min_thinking": 60},
     "adaptive": {"bounds": (0.05, 0.1, 0.9)},
 }
-NEEDS_MORE = {"compute_optimal", "collective", "retrieval"}  # a table, policies, a tool
+NEEDS_MORE = {
+    "compute_optimal",
+    "collective",
+    "step_speculation",
+    "retrieval",
+}  # table, policies, tool
 OWN_PROMPTS = {"decomposition"}  # what these share is counted for each, so the peak is too high
 BY_TIMING = {"plan_compare"}  # its generators fork one branch side by side, in order of arrival
 

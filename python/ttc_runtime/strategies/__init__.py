@@ -27,9 +27,10 @@ from ttc_runtime.strategies.retrieval import Retrieval
 from ttc_runtime.strategies.selection import AtLeast, Best, Softmax
 from ttc_runtime.strategies.self_consistency import SelfConsistency
 from ttc_runtime.strategies.speculative_rejection import SpeculativeRejection
+from ttc_runtime.strategies.step_speculation import StepSpeculation
 from ttc_runtime.strategies.steps import grow_steps, step_search
 from ttc_runtime.strategies.thought_switching import ThoughtSwitching
-from ttc_runtime.strategies.values import Confidence, Lookahead, RewardValue, Rollouts
+from ttc_runtime.strategies.values import Confidence, Lookahead, Rating, RewardValue, Rollouts
 from ttc_runtime.strategies.voting import Votes, vote
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "Outcome",
     "ParticleFilter",
     "PlanCompare",
+    "Rating",
     "Rebase",
     "Retrieval",
     "RewardValue",
@@ -60,6 +62,7 @@ __all__ = [
     "SelfConsistency",
     "Softmax",
     "SpeculativeRejection",
+    "StepSpeculation",
     "Strategy",
     "ThoughtSwitching",
     "Votes",
@@ -83,6 +86,7 @@ _KINDS = (
     BudgetForcing,
     ThoughtSwitching,
     SpeculativeRejection,
+    StepSpeculation,
     EarlyTermination,
     CertaintyProbes,
     Adaptive,

@@ -7,6 +7,7 @@ number for each branch, higher for better, NaN where nothing is known.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,6 +60,43 @@ class Confidence:
         yield from ()
         means = [math.fsum(b.logprobs) / max(1, len(b.logprobs)) for b in branches]
         return note(branches, [math.exp(mean) for mean in means])
+
+
+@dataclass(frozen=True)
+class Rating:
+    """A policy's own rating of each branch's last step, a digit from 0 to 9, as a number to 1.
+
+    prompt: what is appended to a fork of the branch, after which the likeliest token must be the
+    digit; NaN where it is not. policy: as for `Generate`. Pan et al., "SpecReason", 2025.
+    Raises ValueError for an empty prompt.
+
+    >>> Rating(policy="large").policy
+    'large'
+    """
+
+    prompt: str = (
+        "\n\nEvaluate the last step above: is it correct, and does it bring the solution forward? "
+        "Rate it from 0 to 9.\nRating: "
+    )
+    policy: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("Rating: prompt must be a non-empty text")
+
+    def __call__(self, search: Search, branches: list[Branch], sampling: SamplingParams) -> Valuing:
+        probes = [branch.fork(1)[0] for branch in branches]
+        for probe in probes:
+            probe.extend(self.prompt)
+        longest = max((len(probe.tokens) for probe in probes), default=0) + 1
+        greedy = SamplingParams(temperature=0.0, max_tokens=longest)
+        yield Generate(probes, greedy, new_tokens=1, policy=self.policy)
+        ratings = []
+        for probe in probes:
+            said = search.policy.decode(probe.tokens[-1:]).strip()
+            ratings.append(int(said) / 9 if re.fullmatch("[0-9]", said) else math.nan)
+            probe.free("probe")
+        return note(branches, ratings)
 
 
 @dataclass(frozen=True)
