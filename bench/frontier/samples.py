@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from ttc_runtime import Engine, Generate, Outcome, SamplingParams, Score
 from ttc_runtime.records import read_problems
-from ttc_runtime.zoo.arith import extract_answer
+from ttc_runtime.zoo import arith
 
 SAMPLES = 256
 MAX_TOKENS = 160
@@ -74,7 +74,7 @@ def draw(problems: str, file: Path, seed: int, limit: int | None) -> None:
             line = {
                 "id": result.id,
                 "seed": seed,
-                "answers": [extract_answer(branch.text) for branch in result.branches],
+                "answers": [arith.extract_answer(branch.text) for branch in result.branches],
                 "tokens": [len(branch.tokens) for branch in result.branches],
                 "scores": [[round(s, 6) for s in b.step_scores] for b in result.branches],
                 "seconds": result.usage.seconds,
@@ -83,9 +83,26 @@ def draw(problems: str, file: Path, seed: int, limit: int | None) -> None:
             out.flush()
 
 
+def more_hard(count: int = 300) -> list[dict]:
+    """Hard problems of the test split that `arith-test` does not have.
+
+    The split is a property of a problem's text, so none of them was trained on, whatever the seed.
+
+    >>> more_hard(3)[0]["difficulty"]
+    'hard'
+    """
+    known = {record["problem"] for record in read_problems("zoo:arith-test").records}
+    drawn = [p for p in arith.problem_set("test", count, seed=1) if p.difficulty == "hard"]
+    fresh = [p for p in drawn if p.text not in known]
+    return [
+        {"id": f"hard-{i:03d}", "problem": p.text, "answer": p.answer, "difficulty": "hard"}
+        for i, p in enumerate(fresh)
+    ]
+
+
 def chosen(problems: str, limit: int | None) -> list[dict]:
-    """The problems of a set, or the first so many of each difficulty."""
-    records = read_problems(f"zoo:{problems}").records
+    """The problems of a set of the zoo or of ``more-hard``; with a limit so many of each band."""
+    records = more_hard() if problems == "more-hard" else read_problems(f"zoo:{problems}").records
     if limit is None:
         return records
     return [r for band in BANDS for r in [r for r in records if r["difficulty"] == band][:limit]]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ttc_runtime import Engine, SamplingParams
+from ttc_runtime.calibration import trial_of
 from ttc_runtime.records import read_results
 from ttc_runtime.runs import run_to_file
 from ttc_runtime.strategies import (
     DVTS,
     MCTS,
+    Adaptive,
     BeamSearch,
     BestOfN,
     BudgetForcing,
@@ -29,6 +32,7 @@ _GREEDY = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
 # stands for "Wait".
 _FORCED = {"end": "#", "answer": "", "wait": "\n", "answer_tokens": 8, "sampling": _GREEDY}
 _LINE = 12  # tokens of a step of the zoo, about
+_TOGETHER = 40  # problems: the trees of so many fit into memory
 CAPS = (6, 12, 24, 48, 96)
 WAITS = (1, 2, 4)
 
@@ -70,6 +74,42 @@ RUNS: dict[str, Run] = {
     "rejection-64": Run(SpeculativeRejection(64, segment=_LINE, sampling=_SAMPLING)),
 }
 
+HARD: dict[str, Run] = {
+    **{name: RUNS[name] for name in ("best-of-16", "beam-16", "DVTS-16", "MCTS-50")},
+    "beam-32": Run(BeamSearch(32, sampling=_SAMPLING)),
+    "DVTS-32": Run(DVTS(32, sampling=_SAMPLING)),
+    "best-of-64": Run(BestOfN(64, sampling=_SAMPLING)),
+}
+"""Run on many more hard problems."""
+
+PROBE = 2  # completions that tell the difficulty
+_LABELS: dict[str, Strategy] = {
+    "best-of-2": BestOfN(2),  # the probe itself
+    "best-of-4": BestOfN(4),
+    "best-of-16": BestOfN(16),
+    "best-of-64": BestOfN(64),
+    "rejection-16": SpeculativeRejection(16, segment=_LINE),
+    "beam-16": BeamSearch(16),
+    "DVTS-8": DVTS(8),
+    "DVTS-16": DVTS(16),
+    "DVTS-32": DVTS(32),
+}
+TRIALS = {label: trial_of(s, PROBE, sampling=_SAMPLING) for label, s in _LABELS.items()}
+"""What `ComputeOptimal` chooses among, each run as it would be once it is chosen."""
+ROUTED: dict[str, Run] = {
+    "routed": Run(Adaptive(sampling=_SAMPLING)),
+    "routed, cheaper": Run(
+        Adaptive(
+            PROBE,
+            bounds=(0.3, 0.6),
+            routes=("best_of_n:n=4", f"speculative_rejection:segment={_LINE}", "dvts"),
+            select=None,
+            sampling=_SAMPLING,
+        )
+    ),
+}
+_ALL = {**RUNS, **HARD, **ROUTED, **{f"trial {label}": Run(t) for label, t in TRIALS.items()}}
+
 
 def run(
     name: str, problems: str, directory: Path, seed: int, limit: int | None, say: Callable
@@ -77,28 +117,34 @@ def run(
     """The records of a run, solving the problems that its file does not have yet.
 
     Args:
-        name: a key of `RUNS`.
-        problems: name of a problem set of the zoo.
+        name: a key of `RUNS`, `HARD` or `ROUTED`, or ``trial`` and one of `TRIALS`.
+        problems: as for `chosen`.
         directory: where the results files are.
         seed: of all randomness.
         limit: only so many problems of each difficulty.
         say: takes a line of text about what is done.
     """
-    plan = RUNS[name]
+    plan = _ALL[name]
     records = chosen(problems, min(filter(None, (limit, plan.limit)), default=None))
     directory.mkdir(parents=True, exist_ok=True)
-    file = directory / f"{problems}_{name.replace(' ', '_')}_{seed}.jsonl"
+    file = directory / f"{problems}_{name.replace(' ', '_').replace(',', '')}_{seed}.jsonl"
     models = {"model": f"zoo:{plan.policy}", "reward": "zoo:arith-prm" if plan.reward else None}
     started, solved = time.monotonic(), []
-    run_to_file(
-        file,
-        records,
-        plan.strategy,
-        lambda: Engine.from_pretrained(**models, device="cpu", max_batch=512, kv_memory="6GiB"),
-        seed=seed,
-        models=models,
-        on_result=solved.append,
-    )
+
+    @functools.cache
+    def engine() -> Engine:
+        return Engine.from_pretrained(**models, device="cpu", max_batch=512, kv_memory="6GiB")
+
+    for end in range(_TOGETHER, len(records) + _TOGETHER, _TOGETHER):
+        run_to_file(
+            file,
+            records[:end],
+            plan.strategy,
+            engine,
+            seed=seed,
+            models=models,
+            on_result=solved.append,
+        )
     if solved:
         say(f"{name}: {len(solved)} problems in {time.monotonic() - started:.0f} s")
     wanted = {record["id"]: record for record in records}

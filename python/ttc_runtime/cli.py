@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated
 
@@ -28,6 +27,7 @@ app = typer.Typer(
 _out = Console()
 _err = Console(stderr=True)
 app.command()(commands.compare)
+app.command()(commands.calibrate)
 app.command()(commands.tree)
 app.command()(commands.metrics)
 
@@ -59,29 +59,6 @@ def quiet_loading() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def parse_settings(settings: list[str]) -> dict:
-    """Settings such as ``width=4`` as a dict; values are numbers, true, false, or words.
-
-    >>> parse_settings(["width=4", "rule=uct"])
-    {'width': 4, 'rule': 'uct'}
-    """
-    parsed = {}
-    for text in settings:
-        name, value = _name_value("--set", text)
-        try:
-            parsed[name] = json.loads(value)
-        except ValueError:
-            parsed[name] = value
-    return parsed
-
-
-def _name_value(option: str, text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise ValueError(f"{option}: expected NAME=VALUE, got {text!r}")
-    return name, value
 
 
 @app.command()
@@ -125,11 +102,13 @@ def solve(
     from ttc_runtime.report import summary
     from ttc_runtime.runs import run_to_file
     from ttc_runtime.strategies import make_strategy
+    from ttc_runtime.strategies.named import name_value, parse_settings
 
     sampling = SamplingParams(temperature, top_k, top_p, min_p, max_tokens)
-    plan = make_strategy(strategy, n, sampling, **parse_settings(setting or []))
+    settings = {"n": n, "sampling": sampling, **parse_settings(setting or [])}
+    plan = make_strategy(strategy, **settings)
     budget = Budget(tokens=tokens, samples=samples, seconds=seconds)
-    policies = dict(_name_value("--policy", text) for text in policy or [])
+    policies = dict(name_value("--policy", text) for text in policy or [])
     read = read_problems(problems, limit)
     for message in read.errors:
         _err.print(f"skipped: {message}", style="yellow", markup=False, soft_wrap=True)
@@ -141,6 +120,7 @@ def solve(
             reward,
             draft,
             speculate=speculate,
+            policies=policies,
             device=device,
             dtype=dtype,
             kv_memory=kv_memory,

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from rich.table import Table
 
 from ttc_runtime.budget import Usage
+from ttc_runtime.calibration import Calibration
 from ttc_runtime.result import Result
 
 
@@ -75,3 +76,32 @@ def usage_rows(usage: Usage, seconds: float) -> dict[str, str]:
         "tokens per second": f"{usage.generated / max(seconds, 1e-9):,.0f}",
         "seconds": f"{seconds:.1f}",
     }
+
+
+def calibration_table(table: Calibration, title: str) -> Table:
+    """What every strategy makes of each bin of difficulty, and what choosing among them makes.
+
+    table: as calibrated. title: above it. The last column is cross-validated, each half's choices
+    being those of the other half's trials.
+    """
+    caption = (
+        "accuracy % for tokens a problem; chosen: by difficulty for at most as many tokens, each "
+        "half of the problems by the other"
+    )
+    shown = Table(title=title, caption=caption)
+    places = [table.bin_of(trial.difficulty) for trial in table.trials]
+    heads = [f"bin {b + 1} ({places.count(b)})" for b in range(len(table.bounds) + 1)]
+    for head in ("strategy", *heads, "all", "chosen"):
+        shown.add_column(head, justify="left" if head == "strategy" else "right")
+    for label in table.strategies:
+        cells = []
+        for b in [*range(len(heads)), None]:
+            here = [t for t, place in zip(table.trials, places, strict=True) if b in (None, place)]
+            right = sum(t.correct[label] for t in here) / max(1, len(here))
+            tokens = sum(t.tokens[label] for t in here) / max(1, len(here))
+            cells.append(f"{100 * right:.1f} for {tokens:.0f}")
+        if len(table.trials) > 1:
+            right, spent = table.cross_validate(2, tokens)
+            cells.append(f"{100 * right:.1f} for {spent:.0f}")
+        shown.add_row(label, *cells)
+    return shown

@@ -27,8 +27,7 @@ from ttc_runtime.strategies import (
     ThoughtSwitching,
 )
 
-FEW = {"max_tokens": 48}
-SHORT = SamplingParams(**FEW)
+SHORT = SamplingParams(max_tokens=48)
 
 
 def upper(query):
@@ -64,15 +63,16 @@ SMALL = {
     "compute_optimal": ComputeOptimal(
         Calibration(
             {
-                "few": {"name": "best_of_n", "n": 2, "sampling": FEW},
-                "many": {"name": "beam", "n": 4, "width": 2, "sampling": FEW},
+                "few": {"name": "best_of_n", "n": 3},
+                "many": {"name": "beam", "n": 4, "width": 2},
             },
             2,
             "agreement",
+            None,
             [0.5],
             [
-                Trial(0.2, 1, {"few": True, "many": True}, {"few": 1, "many": 2}),
-                Trial(0.7, 1, {"few": False, "many": True}, {"few": 1, "many": 2}),
+                Trial(0.2, {"few": True, "many": True}, {"few": 1, "many": 2}),
+                Trial(0.7, {"few": False, "many": True}, {"few": 1, "many": 2}),
             ],
         ),
         sampling=SHORT,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 from ttc_runtime.answers import group
@@ -12,6 +13,8 @@ from ttc_runtime.branch import Branch
 from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.search import Generate, Score, Search
 from ttc_runtime.strategies.base import Outcome, Strategy
+from ttc_runtime.strategies.best_of_n import BestOfN
+from ttc_runtime.strategies.self_consistency import SelfConsistency
 from ttc_runtime.strategies.values import Confidence, RewardValue
 
 ESTIMATES = ("reward", "agreement", "confidence")
@@ -41,9 +44,31 @@ def estimate_difficulty(
     return 1 - sum(known) / len(known) if known else 1.0, branches
 
 
-def search_further(search: Search, strategy: Strategy) -> Generator[Any, Any, Outcome]:
-    """Run a strategy within another; what it found is scored, to stand beside other candidates."""
+def look_and_search(
+    search: Search,
+    samples: int,
+    estimate: str,
+    select: str | None,
+    sampling: SamplingParams,
+    choose: Callable[[float], tuple[str, Strategy]],
+) -> Generator[Any, Any, Outcome]:
+    """Estimate a problem's difficulty, then run the strategy that it calls for.
+
+    samples, estimate, sampling: of the estimate, see `estimate_difficulty`. select: how the answer
+    is chosen among its completions and what the strategy finds, None for the strategy's own way.
+    choose: the strategy for a difficulty, and its name for the record. Best-of-N and
+    self-consistency draw only what they lack: the completions of the estimate are their first.
+    """
+    difficulty, drawn = yield from estimate_difficulty(search, samples, sampling, estimate)
+    difficulty = round(difficulty, 6)  # as in records, from which tables are made
+    name, strategy = choose(difficulty)
+    info = {"difficulty": difficulty, "route": name}
+    if isinstance(strategy, (BestOfN, SelfConsistency)) and strategy.sampling == sampling:
+        if strategy.n <= samples:
+            own = strategy.select if isinstance(strategy, BestOfN) else "majority"
+            return Outcome(drawn, select or own, info)
+        strategy = replace(strategy, n=strategy.n - samples)
     found = yield from strategy.run(search)
-    if search.scored:
+    if search.scored:  # to stand beside the other candidates
         yield Score([branch for branch in found.branches if not branch.freed])
-    return found
+    return Outcome([*drawn, *found.branches], select or found.select, {**info, **found.info})
