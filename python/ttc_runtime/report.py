@@ -85,7 +85,7 @@ def calibration_table(table: Calibration, title: str) -> Table:
     being those of the other half's trials.
     """
     caption = (
-        "accuracy % for tokens a problem; chosen: by difficulty for at most as many tokens, each "
+        "accuracy % / tokens a problem; chosen: by difficulty for at most as many tokens, each "
         "half of the problems by the other"
     )
     shown = Table(title=title, caption=caption)
@@ -99,9 +99,9 @@ def calibration_table(table: Calibration, title: str) -> Table:
             here = [t for t, place in zip(table.trials, places, strict=True) if b in (None, place)]
             right = sum(t.correct[label] for t in here) / max(1, len(here))
             tokens = sum(t.tokens[label] for t in here) / max(1, len(here))
-            cells.append(f"{100 * right:.1f} for {tokens:.0f}")
+            cells.append(f"{100 * right:.1f} / {tokens:.0f}")
         if len(table.trials) > 1:
             right, spent = table.cross_validate(2, tokens)
-            cells.append(f"{100 * right:.1f} for {spent:.0f}")
+            cells.append(f"{100 * right:.1f} / {spent:.0f}")
         shown.add_row(label, *cells)
     return shown

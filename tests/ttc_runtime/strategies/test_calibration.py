@@ -222,7 +222,7 @@ def test_the_commands(scripted, tmp_path, monkeypatch, capsys):
     assert status == 0 and f"--set table={out}" in said.replace("\n", "")
     kinds = {"greedy": Greedy(), "best_of_n n=2": BestOfN(2)}
     assert Calibration.load(out) == calibrate(engine, RECORDS, kinds, bins=2, samples=2)
-    assert re.search(r"greedy .* 50.0 for 9 .* 50.0 for 9 ", said)
+    assert re.search(r"greedy .* 50.0 / 9 .* 50.0 / 9 ", said)
     with monkeypatch.context() as patch:
         patch.setattr(Engine, "stream", lambda *_: pytest.fail("nothing is left to run"))
         assert ttc(*measure, "--bins", 2, "--out", out)[0] == 0
