@@ -120,7 +120,6 @@ def solve(
             reward,
             draft,
             speculate=speculate,
-            policies=policies,
             device=device,
             dtype=dtype,
             kv_memory=kv_memory,
