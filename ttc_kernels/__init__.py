@@ -42,6 +42,7 @@ from .verify_drafts import (
     verify_tree,
     verify_typical,
 )
+from .vocab_shards import merge_descriptors
 
 __all__ = [
     "DESCRIPTOR_COLUMNS",
@@ -64,6 +65,7 @@ __all__ = [
     "commit_kv",
     "commit_plan",
     "copy_pages",
+    "merge_descriptors",
     "merge_states",
     "plan_tree_attention",
     "row_descriptor",
