@@ -11,7 +11,7 @@ from scripted import scripted
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-__all__ = ["ARCHITECTURES", "make_engine", "one_thread", "scripted", "tiny_model"]
+__all__ = ["ARCHITECTURES", "make_engine", "one_thread", "scripted", "speculating", "tiny_model"]
 
 CHARACTERS = ["<pad>", "<eos>", "<unk>", "\n", *"0123456789+-*=#abcdefghijklmnopqrstuvwxyz "]
 
@@ -104,5 +104,18 @@ def make_engine(tiny_model):
         return Engine.from_pretrained(
             model or tiny_model("Llama", **(policy or {})), reward=scorer, **arguments
         )
+
+    return make
+
+
+@pytest.fixture
+def speculating(make_engine, tiny_model):
+    """Factory of engines; `same`: the draft model is the policy, so that its guesses are right."""
+
+    def make(kind: str, same: bool = False, **arguments):
+        draft = None
+        if kind.startswith(("chain", "tree")):
+            draft = tiny_model("Llama") if same else tiny_model("Llama", num_hidden_layers=1)
+        return make_engine(draft=draft, speculate=kind, **arguments)
 
     return make

@@ -6,7 +6,6 @@ import pytest
 import torch
 from every_strategy import SMALL
 from test_engine import PROBLEMS, StepBeam, free_everything, nodes_of
-from test_memory import memory
 from ttc_runtime import (
     BestOfN,
     Budget,
@@ -27,19 +26,6 @@ def text_of(result):
     """All that was generated, branch by branch, and why each branch stopped."""
     assert result.error is None
     return [(b.path, b.tokens, b.steps, b.step_scores, b.stop_reason) for b in nodes_of(result)]
-
-
-@pytest.fixture
-def speculating(make_engine, tiny_model):
-    """Factory of engines; `same`: the draft model is the policy, so that its guesses are right."""
-
-    def make(kind: str, same: bool = False, **arguments):
-        draft = None
-        if kind.startswith(("chain", "tree")):
-            draft = tiny_model("Llama") if same else tiny_model("Llama", num_hidden_layers=1)
-        return make_engine(draft=draft, speculate=kind, **arguments)
-
-    return make
 
 
 @pytest.mark.parametrize("name", [*SMALL, "step_beam"])
@@ -156,18 +142,6 @@ def test_edits_forks_probes_and_bias(speculating) -> None:
         engine = speculating(kind, same)
         assert text_of(engine.solve(PROBLEMS[0], Edited())) == want
         free_everything(engine)
-
-
-@pytest.mark.parametrize("kind", ["chain:4", "tree:9", "ngram:4"])
-def test_little_memory(speculating, kind: str) -> None:
-    roomy = speculating("none")
-    strategy = BestOfN(6, sampling=SamplingParams(max_tokens=60))
-    want = [text_of(r) for r in roomy.solve_all(PROBLEMS, strategy)]
-    # The draft model takes its share; 30 pages hold one problem, five never fit.
-    tight = speculating(kind, kv_memory=memory(roomy, 64))
-    results = tight.solve_all(PROBLEMS, strategy)
-    assert [text_of(r) for r in results] == want
-    free_everything(tight)
 
 
 def test_a_context_that_ends(speculating) -> None:
