@@ -1,8 +1,8 @@
 # make demo   build, then solve the shipped problems with the shipped models
 # make test   build, lint, type-check, run the tests
 # make bench  the CPU benchmarks (an hour on two cores; see bench/README.md for parts of it)
-# make frontier  searches on the zoo, and docs/frontier.md from them (half an hour; goes on where it
-#                was interrupted)
+# make frontier  searches on the zoo, and docs/frontier.md from them (an hour; goes on where it was
+#                interrupted)
 # make wheel  a wheel in dist/
 #
 # Everything is installed into .venv. TORCH names the torch to install there; the default is a

@@ -1,6 +1,6 @@
 """Measures the frontier of test-time compute on the zoo and writes docs/frontier.md.
 
-    python -m bench.frontier                  # all of it: about half an hour on two cores
+    python -m bench.frontier                  # all of it: about an hour on two cores
     python -m bench.frontier --page           # only the page, from bench/results/frontier
     python -m bench.frontier --limit 2 --out /tmp/frontier      # a small one, elsewhere
 
@@ -22,9 +22,7 @@ from .page import write_page
 from .samples import draw, load
 
 ROOT = Path(__file__).parents[2]
-SETS = ("arith-valid", "arith-test")
 AGGREGATION = "min"  # the reward model's own
-ROUTED = ("beam-16", "DVTS-16", "MCTS-50")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,29 +47,26 @@ def measure(work: Path, results: Path, seed: int, limit: int | None, say) -> Non
         limit: only so many problems of each difficulty.
         say: takes a line of text about what is done.
     """
-    drawn = {}
-    for name in SETS:
-        file = work / f"samples_{name}.jsonl"
-        draw(name, file, seed, limit)
-        drawn[name] = load(name, file, seed, limit)
-        say(f"samples of {name}: {len(drawn[name])} problems")
-    runs = {
-        problems: {
-            name: search.run(name, problems, work / "runs", seed, limit, say)
-            for name in (search.RUNS if problems == "arith-test" else ROUTED)
-        }
-        for problems in SETS
-    }
-    test, searched = drawn["arith-test"], runs["arith-test"]
-    sets = [(drawn[s], {name: runs[s][name] for name in ROUTED}) for s in SETS]
+    file = work / "samples_arith-test.jsonl"
+    draw("arith-test", file, seed, limit)
+    test = load("arith-test", file, seed, limit)
+    say(f"samples: {len(test)} problems")
+
+    def run(name: str, problems: str = "arith-test") -> list[dict]:
+        return search.run(name, problems, work / "runs", seed, limit, say)
+
+    runs = {name: run(name) for name in search.RUNS}
+    hard = {name: run(name, "more-hard") for name in search.HARD}
+    trials = {label: run(f"trial {label}") for label in search.TRIALS}
+    routed = {name: run(name) for name in search.ROUTED}
     found = {
-        "a": parts.searches(searched),
+        "a": parts.searches(runs, hard),
         "b": voting.votes(test, AGGREGATION, say),
         "c": voting.aggregations(test, say),
-        "d": optimal.compute_optimal(*sets, AGGREGATION, say),
-        "e": parts.matched(searched, test, AGGREGATION),
-        "f": parts.forcing(searched),
-        "g": parts.rejection(searched, test, AGGREGATION),
+        "d": optimal.compute_optimal(trials, routed, test, AGGREGATION, say),
+        "e": parts.matched(runs, test, AGGREGATION),
+        "f": parts.forcing(runs),
+        "g": parts.rejection(runs, test, AGGREGATION),
     }
     results.mkdir(parents=True, exist_ok=True)
     for part, figures in found.items():
@@ -79,7 +74,6 @@ def measure(work: Path, results: Path, seed: int, limit: int | None, say) -> Non
             "machine": machine.describe(),
             "seed": seed,
             "problems": len(test),
-            "calibration_problems": len(drawn["arith-valid"]),
             **figures,
         }
         (results / f"{part}.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
+from .pictures import draw
 from .samples import BANDS
 
 _BANDS = ("all", *BANDS)
@@ -31,7 +31,7 @@ def write_page(results: Path, docs: Path) -> None:
         _rejection(found["g"]),
     ]
     (docs / "frontier.md").write_text("\n\n".join(sections) + "\n")
-    _draw(found, docs)
+    draw(found, docs)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -60,9 +60,7 @@ def _head(document: dict) -> str:
     return f"""# The frontier: what more compute at test time buys
 
 Measured on `zoo:arith-test` ({document["problems"]} problems, a third each easy, medium and
-hard) with the policy `arith-small`, the reward model `arith-prm` and seed {document["seed"]};
-whatever had to be chosen was chosen on the {document["calibration_problems"]} problems of
-`zoo:arith-valid`.
+hard) with the policy `arith-small`, the reward model `arith-prm` and seed {document["seed"]}.
 Sampling is at temperature 1, brackets are 95 % Wilson intervals, FLOPs are 2 · weights · tokens
 run, and every figure is a mean over problems unless it says otherwise. `python -m
 bench.frontier` makes this page anew; the figures are in `bench/results/frontier/`.
@@ -70,44 +68,65 @@ bench.frontier` makes this page anew; the figures are in `bench/results/frontier
 {where["cpu"]}, torch {where["versions"]["torch"]}."""
 
 
+def _costs(row: dict) -> list[str]:
+    return [
+        _mean(row["generated"]),
+        _mean(row["scored"]),
+        _mean(row["policy_flops"], ",.2f", 1e9),
+        _mean(row["reward_flops"], ",.2f", 1e9),
+    ]
+
+
+_COSTS = ["tokens generated", "tokens scored", "policy GFLOP", "reward GFLOP"]
+
+
+def _name(row: dict, whole: int) -> str:
+    few = row["problems"] < whole
+    return f"{row['name']} ({row['problems']} problems)" if few else row["name"]
+
+
 def _searches(document: dict) -> str:
-    whole = document["problems"]
     rows = [
-        [
-            row["name"]
-            if row["problems"] == whole
-            else f"{row['name']} ({row['problems']} problems)",
-            *_accuracies(row),
-            _mean(row["generated"]),
-            _mean(row["scored"]),
-            _mean(row["policy_flops"], ",.2f", 1e9),
-            _mean(row["reward_flops"], ",.2f", 1e9),
-            _mean(row["seconds"], ".2f"),
-        ]
+        [_name(row, document["problems"]), *_accuracies(row), *_costs(row)]
         for row in document["rows"]
     ]
-    head = ["", *_BANDS, "tokens generated", "tokens scored", "policy GFLOP", "reward GFLOP", "s"]
-    lines = []
-    for row in document["rows"]:
-        test = document["hard"].get(row["name"])
-        if test is None:
-            continue
-        lines.append(
-            f"- {row['name']}, {test['times_the_tokens']:.1f} times its tokens on "
-            f"{test['problems']} problems: solves "
-            f"{test['only_ours']} hard problems that it does not, and misses "
-            f"{test['only_theirs']} that it solves (sign test p = {test['p']:.2g})."
+    whole = document["hard_rows"][0]["problems"]
+    hard = [
+        [_name(row, whole), _percent(row["accuracy"]["hard"]), *_costs(row)]
+        for row in document["hard_rows"]
+    ]
+    against = []
+    for test in document["hard"]:
+        mean, low, high = (100 * x for x in test["difference"])
+        against.append(
+            [
+                f"{test['name']} against {test['base']}",
+                str(test["problems"]),
+                f"{test['times_the_tokens']:.2f}",
+                f"{test['times_the_flops']:.2f}",
+                f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]",
+                f"{test['only_ours']} / {test['only_theirs']}",
+                f"{test['p']:.2g}",
+            ]
         )
-    again = sum(row["recomputed"] for row in document["rows"])
+    head = ["", "problems", "times its tokens", "times its FLOPs", "points", "won / lost", "p"]
+    again = sum(row["recomputed"] for row in [*document["rows"], *document["hard_rows"]])
     return (
         "## (a) Searches by difficulty\n\n"
-        + table(head, rows)
-        + "\n\nSeconds are model time a problem in shared batches, on a machine that did other "
-        "work beside. MCTS-200 ran on the first 40 problems of each difficulty. On hard problems "
-        "against best-of-16:\n\n"
-        + "\n".join(lines)
-        + f"\n\nTokens recomputed over all of these runs: {again:,}.\n\n"
-        "![Accuracy against FLOPs and against tokens generated.](frontier-searches.svg)"
+        + table(["", *_BANDS, *_COSTS], rows)
+        + "\n\nMCTS-200 ran on the first 40 problems of each difficulty. Seconds are not compared: "
+        "the machine did other work beside.\n\n"
+        "![Accuracy against FLOPs and against tokens generated.](frontier-searches.svg)\n\n"
+        f"### {whole} more hard problems\n\n"
+        "A hundred hard problems are too few to tell differences of less than 10 points from luck. "
+        "These are others of the same split and lengths (6 to 8 operations). None of them was "
+        "trained on: the split is a property of a problem's text.\n\n"
+        + table(["", "accuracy", *_COSTS], hard)
+        + "\n\nProblem by problem; *points* is the difference in accuracy with its 95 % interval, "
+        "p that of the two-sided sign test on the problems that only one of the two solves "
+        "(McNemar's exact test), not corrected for the number of rows.\n\n"
+        + table(head, against)
+        + f"\n\nTokens recomputed over all of these runs: {again:,}."
     )
 
 
@@ -148,33 +167,61 @@ def _aggregations(document: dict) -> str:
     )
 
 
+def _shared(cell: dict) -> str:
+    """A share with its interval, open where resamples never got there."""
+    share, low, high = ("∞" if x is None else f"{x:.2f}" for x in cell["share"])
+    return f"{share} [{low}, {high}]"
+
+
 def _optimal(document: dict) -> str:
+    levels = []
+    for level in document["levels"]:
+        for band in _BANDS:
+            cell = level["bands"][band]
+            ours = "never" if cell["tokens"] is None else f"{cell['tokens']:,.0f}"
+            figures = [f"{100 * cell['accuracy']:.1f}", f"{cell['uniform_tokens']:,.0f}", ours]
+            levels.append([f"best-of-{level['n']}", band, *figures, _shared(cell)])
     rows = []
-    for name, title in (("compute_optimal", "compute-optimal"), ("routed", "routed")):
-        for row in document[name]:
-            setting = row["setting"]
-            if name == "routed":
-                text = f"{' → '.join(setting[0])} until {setting[1]:.2f}"
-            else:
-                text = ", ".join(setting)
-            mark = "≥ " if row["uniform_never"] else ""
-            share = f"{'≤ ' if row['uniform_never'] else ''}{row['share']:.2f}"
-            figures = [f"{100 * row['accuracy']:.1f}", f"{row['tokens']:,.0f}"]
-            rows.append([title, text, *figures, f"{mark}{row['uniform_tokens']:,.0f}", share])
+    for row in document["rows"]:
+        budget = "any" if row["budget"] is None else f"{row['budget']:,}"
+        rows.append([f"at most {budget}", ", ".join(row["setting"]), *_paid(row)])
+    for row in document["routed"]:
+        rows.append([row["name"], "", *_paid(row)])
     even = ", ".join(f"{100 * a:.1f} % for {t:,.0f}" for t, a in document["uniform"])
-    head = ["", "setting", "accuracy %", "tokens", "uniform's tokens", "share"]
+    head = ["tokens", "easier, middle, harder bin", "accuracy %", "tokens spent"]
     return (
         "## (d) Compute where it helps\n\n"
-        f"Uniform best-of-N, N = 1 to 128: {even} tokens. *Compute-optimal* looks at 4 samples and "
-        "picks a strategy for each of 5 bins of difficulty, hardest first in the table; *routed* "
-        "runs strategies in turn until a solution scores high enough. Settings come from "
-        "`arith-valid`, accuracy and tokens from the test set. *Share* is tokens over those of "
-        "uniform best-of-N at the same accuracy; ≤ where uniform never gets there and its tokens "
-        "at its best are taken. Above 60 % uniform's curve is flat and one point of accuracy is "
-        "worth many tokens, so shares there are rough.\n\n"
-        + table(head, rows)
+        f"Uniform best-of-N, N = 1 to {document['sizes'][-1]}: {even} tokens. *Compute-optimal* "
+        "is `ComputeOptimal` with a table of `ttc calibrate`: 2 samples, which are paid for, tell "
+        "one of 3 bins of difficulty, and each bin has the strategy that the table gives it for so "
+        "many tokens a problem. Each half of the problems is solved by the table of the other "
+        "half. Brackets are 95 % bootstrap intervals over problems (2,000 resamples, the same for "
+        "both sides, the tables kept).\n\n"
+        "Tokens at equal accuracy: what each way needs to be as accurate as best-of-N, on straight "
+        "lines between the measured points. The tokens are allotted over all problems, and then "
+        "counted by difficulty; ∞ and *never* where compute-optimal was never as accurate.\n\n"
+        + table(
+            ["as accurate as", "problems", "accuracy %", "its tokens", "compute-optimal", "share"],
+            levels,
+        )
+        + "\n\nThe points themselves. *Share*: tokens over those of uniform best-of-N at the same "
+        "accuracy, ≤ where that is never so accurate and its tokens at its best are taken. The "
+        "strategies shown are those of all problems' table. *Routed* is `Adaptive` as it comes "
+        "(greedy, best-of-4, beam, MCTS-50); *cheaper* looks at 2 samples and takes best-of-4, "
+        "speculative rejection of 16 or DVTS-16.\n\n"
+        + table([*head, "share, all", *(f"share, {band}" for band in BANDS)], rows)
         + "\n\n![Accuracy against tokens generated.](frontier-optimal.svg)"
     )
+
+
+def _paid(row: dict) -> list[str]:
+    """Accuracy, tokens and shares of a way to spend tokens."""
+    whole = row["bands"]["all"]
+    shares = []
+    for band in _BANDS:
+        cell = row["bands"][band]
+        shares.append(("≤ " if cell["uniform_never"] else "") + _shared(cell))
+    return [f"{100 * whole['accuracy']:.1f}", f"{whole['tokens']:,.0f}", *shares]
 
 
 def _matched(document: dict) -> str:
@@ -223,62 +270,3 @@ def _rejection(document: dict) -> str:
         "Every 12 tokens, about a line, the half of the completions with the lowest scores is "
         "given up. The samples are those of best-of-N.\n\n" + table(head, rows)
     )
-
-
-def _draw(found: dict, docs: Path) -> None:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.hashsalt"] = "frontier"
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes, cost in (
-        (left, lambda r: r["policy_flops"][0] + r["reward_flops"][0]),
-        (right, lambda r: r["generated"][0]),
-    ):
-        for row in found["a"]["rows"]:
-            for band, color in zip(_BANDS, ("0.2", "C2", "C1", "C3"), strict=True):
-                rate, low, high = (100 * x for x in row["accuracy"][band])
-                error = [[rate - low], [high - rate]]
-                axes.errorbar(cost(row), rate, error, fmt="o", capsize=2, color=color, ms=4)
-            rate = 100 * row["accuracy"]["all"][0]
-            axes.annotate(row["name"], (cost(row), rate), xytext=(4, 4), textcoords="offset points")
-        axes.set_xscale("log")
-        axes.grid(alpha=0.3)
-    left.set_ylabel("accuracy %: all (dark), easy, medium, hard")
-    left.set_xlabel("FLOPs a problem, both models")
-    right.set_xlabel("tokens generated a problem")
-    _save(figure, docs / "frontier-searches.svg")
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    sizes = found["b"]["sizes"]
-    for axes, band in zip(figure.subplots(1, 2, sharey=True), ("all", "hard"), strict=True):
-        for name, curve in found["b"]["curves"].items():
-            axes.plot(sizes, [100 * at[band] for at in curve], marker=".", label=name)
-        law = found["b"]["laws"][band]
-        fitted = [100 * math.exp(law["a"] * n ** law["b"]) for n in sizes]
-        axes.plot(sizes, fitted, "k:", label="exp(a N^b)")
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel(f"N, {band} problems")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.axes[0].set_ylabel("accuracy or coverage %")
-    _save(figure, docs / "frontier-votes.svg")
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(*zip(*((t, 100 * a) for t, a in found["d"]["uniform"]), strict=True), marker=".")
-    for name, mark in (("compute_optimal", "s"), ("routed", "^")):
-        points = [(row["tokens"], 100 * row["accuracy"]) for row in found["d"][name]]
-        axes.plot(*zip(*points, strict=True), mark, label=name.replace("_", "-"))
-    axes.lines[0].set_label("uniform best-of-N")
-    axes.set_xscale("log")
-    axes.set_xlabel("tokens generated a problem")
-    axes.set_ylabel("accuracy %")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    _save(figure, docs / "frontier-optimal.svg")
-
-
-def _save(figure, file: Path) -> None:
-    figure.savefig(file, metadata={"Date": None})

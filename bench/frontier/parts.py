@@ -31,7 +31,6 @@ def row_of(name: str, records: list[dict]) -> dict:
         "scored": mean_interval(point.scored),
         "policy_flops": mean_interval(point.policy_flops),
         "reward_flops": mean_interval(point.reward_flops),
-        "seconds": mean_interval(point.seconds),
         "recomputed": sum(record["usage"]["recomputed"] for record in records),
     }
 
@@ -49,20 +48,59 @@ def sign_test(ours: list[bool], theirs: list[bool]) -> dict:
     return {"only_ours": won, "only_theirs": lost, "p": min(1.0, 2 * tail)}
 
 
-def searches(runs: Records) -> dict:
-    """Part (a): every search, and on hard problems each against best-of-16."""
-    base = {r["id"]: r for r in runs["best-of-16"] if r["difficulty"] == "hard"}
-    against = {}
-    for name in SEARCHES[2:]:
-        hard = [r for r in runs[name] if r["id"] in base]
-        theirs = [base[r["id"]] for r in hard]
-        generated = [sum(r["usage"]["generated"] for r in some) for some in (hard, theirs)]
-        against[name] = {
-            "problems": len(hard),
-            "times_the_tokens": generated[0] / generated[1],
-            **sign_test([r["correct"] for r in hard], [r["correct"] for r in theirs]),
-        }
-    return {"rows": [row_of(name, runs[name]) for name in SEARCHES], "hard": against}
+def difference(ours: list[bool], theirs: list[bool]) -> list[float]:
+    """Difference of two methods' accuracies on the same problems, with its 95 % interval.
+
+    By the normal approximation for paired proportions.
+
+    >>> [round(x, 3) for x in difference([True] * 6 + [False] * 4, [False] * 5 + [True] * 5)]
+    [0.1, -0.534, 0.734]
+    """
+    n = len(ours)
+    steps = [a - b for a, b in zip(ours, theirs, strict=True)]
+    mean = sum(steps) / n
+    half = 1.96 * math.sqrt(sum(step * step for step in steps) / n - mean * mean) / math.sqrt(n)
+    return [mean, mean - half, mean + half]
+
+
+def against(ours: list[dict], base: list[dict]) -> dict:
+    """What one run solves that another does not, on the problems that both have, and at what cost.
+
+    ours, base: records.
+    """
+    theirs = {r["id"]: r for r in base}
+    ours = [r for r in ours if r["id"] in theirs]
+    both = ours, [theirs[r["id"]] for r in ours]
+    solved = [[bool(r["correct"]) for r in some] for some in both]
+
+    def times(figure: str) -> float:
+        mine, other = (sum(r["usage"][figure] for r in some) for some in both)
+        return mine / other
+
+    return {
+        "problems": len(ours),
+        "times_the_tokens": times("generated"),
+        "times_the_flops": times("flops"),
+        "difference": difference(*solved),
+        **sign_test(*solved),
+    }
+
+
+def searches(runs: Records, hard: Records) -> dict:
+    """Part (a): every search on the test set, and more hard problems.
+
+    runs: records on the test set. hard: those on `more_hard`.
+    """
+    pairs = [(name, "best-of-16") for name in hard if not name.startswith("best-of")]
+    found = [
+        {"name": name, "base": base, **against(hard[name], hard[base])}
+        for name, base in [*pairs, ("MCTS-50", "best-of-64")]
+    ]
+    return {
+        "rows": [row_of(name, runs[name]) for name in SEARCHES],
+        "hard_rows": [row_of(name, records) for name, records in hard.items()],
+        "hard": found,
+    }
 
 
 def matched(runs: Records, drawn: list[Drawn], aggregation: str) -> dict:

@@ -75,10 +75,9 @@ RUNS: dict[str, Run] = {
 }
 
 HARD: dict[str, Run] = {
-    **{name: RUNS[name] for name in ("best-of-16", "beam-16", "DVTS-16", "MCTS-50")},
-    "beam-32": Run(BeamSearch(32, sampling=_SAMPLING)),
-    "DVTS-32": Run(DVTS(32, sampling=_SAMPLING)),
-    "best-of-64": Run(BestOfN(64, sampling=_SAMPLING)),
+    **{name: RUNS[name] for name in ("best-of-16", "beam-16", "DVTS-16")},
+    "best-of-64": Run(BestOfN(64, sampling=_SAMPLING), limit=120),
+    "MCTS-50": Run(MCTS(50, sampling=_SAMPLING), limit=120),
 }
 """Run on many more hard problems."""
 
@@ -87,12 +86,10 @@ _LABELS: dict[str, Strategy] = {
     "best-of-2": BestOfN(2),  # the probe itself
     "best-of-4": BestOfN(4),
     "best-of-16": BestOfN(16),
-    "best-of-64": BestOfN(64),
     "rejection-16": SpeculativeRejection(16, segment=_LINE),
     "beam-16": BeamSearch(16),
     "DVTS-8": DVTS(8),
     "DVTS-16": DVTS(16),
-    "DVTS-32": DVTS(32),
 }
 TRIALS = {label: trial_of(s, PROBE, sampling=_SAMPLING) for label, s in _LABELS.items()}
 """What `ComputeOptimal` chooses among, each run as it would be once it is chosen."""
@@ -108,7 +105,7 @@ ROUTED: dict[str, Run] = {
         )
     ),
 }
-_ALL = {**RUNS, **HARD, **ROUTED, **{f"trial {label}": Run(t) for label, t in TRIALS.items()}}
+_ALL = {**RUNS, **ROUTED, **{f"trial {label}": Run(t) for label, t in TRIALS.items()}}
 
 
 def run(
@@ -124,7 +121,7 @@ def run(
         limit: only so many problems of each difficulty.
         say: takes a line of text about what is done.
     """
-    plan = _ALL[name]
+    plan = HARD[name] if problems == "more-hard" else _ALL[name]
     records = chosen(problems, min(filter(None, (limit, plan.limit)), default=None))
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{problems}_{name.replace(' ', '_').replace(',', '')}_{seed}.jsonl"

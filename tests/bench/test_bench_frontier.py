@@ -9,12 +9,13 @@ import random
 
 import numpy as np
 import pytest
+from ttc_runtime.calibration import tabulate
 
 from bench.frontier import optimal, parts, voting
 from bench.frontier.__main__ import AGGREGATION
 from bench.frontier.page import write_page
-from bench.frontier.samples import BANDS, SAMPLES, Drawn, chosen
-from bench.frontier.search import RUNS
+from bench.frontier.samples import BANDS, SAMPLES, Drawn, chosen, more_hard
+from bench.frontier.search import HARD, ROUTED, RUNS, TRIALS
 
 
 def drawn(seed, difficulty, rate):
@@ -71,34 +72,108 @@ def test_accuracy_of_groups(problems):
     assert set(every) <= {0.0, 1.0} and every.mean() < 1
 
 
-def test_tokens_are_paid_once_and_in_full(problems):
-    table = optimal.problem_set(problems, {}, AGGREGATION)
-    edges = optimal.edges_of(table)
-    for n in (4, 16, 64):
-        even = (f"best-of-{n}",) * optimal.NUM_BINS
-        expected = optimal.uniform(table)[voting.SIZES.index(n)]
-        assert optimal.spend_by_bin(table, edges, even) == pytest.approx(expected)
-        # A route that never stops costs what its largest best-of-N costs, not the sum.
-        route = (tuple(f"best-of-{m}" for m in (4, n)) if n > 4 else ("best-of-4",), 2.0)
-        assert optimal.spend_in_turn(table, route)[0] == pytest.approx(expected[0])
-    stopped = optimal.spend_in_turn(table, (("best-of-4", "best-of-128"), -1.0))
-    assert stopped == pytest.approx(optimal.uniform(table)[2])
+def trials(problems, seed=5):
+    """Records of every strategy that may be chosen; best-of-N pays for the drawn samples."""
+    rng, found = random.Random(seed), {}
+    difficulties = [rng.random() for _ in problems]
+    for label in TRIALS:
+        found[label] = records(label, problems, rng)
+        for record, problem, difficulty in zip(found[label], problems, difficulties, strict=True):
+            record["info"] = {"difficulty": difficulty, "route": label}
+            if label.startswith("best-of-"):
+                tokens = problem.tokens[: int(label.removeprefix("best-of-"))].sum()
+                record["usage"] = {**record["usage"], "generated": int(tokens)}
+    return found
 
 
-def test_a_search_beside_the_probe_pays_for_it(problems):
-    record = {"correct": True, "usage": {"generated": 7}, "agg_scores": [0.5, None]}
-    table = optimal.problem_set(problems, {"beam": [record] * len(problems)}, AGGREGATION)
-    edges = optimal.edges_of(table)
-    tokens, accuracy = optimal.spend_by_bin(table, edges, ("beam",) * optimal.NUM_BINS)
-    assert accuracy == 1 and tokens == pytest.approx(7 + table.probe_tokens.mean())
-    # It is far better and cheaper than anything else, so no price keeps an allocation from it.
-    assert optimal.allocate(table, edges, 1e-6) == ("beam",) * optimal.NUM_BINS
+def measured(problems):
+    routed = {name: records(name, problems, random.Random(7)) for name in ROUTED}
+    made = trials(problems)
+    return optimal.compute_optimal(made, routed, problems, AGGREGATION, lambda _: None), made
+
+
+def test_compute_optimal_is_the_shipped_table(problems):
+    """Accuracy and tokens are those that the table's own cross-validation tells."""
+    found, made = measured(problems)
+    table = tabulate(made, TRIALS, optimal.BINS)
+    for row in found["rows"]:
+        whole = row["bands"]["all"]
+        expected = table.cross_validate(optimal.FOLDS, row["budget"])
+        assert (whole["accuracy"], whole["tokens"]) == pytest.approx(expected)
+        assert row["setting"] == table.allocate(row["budget"])
+        assert whole["share"][0] == pytest.approx(whole["tokens"] / whole["uniform_tokens"])
+        assert whole["share"][1] <= whole["share"][0] * 1.5 and whole["share"][2] > 0
+        of_bands = [row["bands"][band]["accuracy"] for band in BANDS]
+        assert np.mean(of_bands) == pytest.approx(whole["accuracy"])  # as many of each
+    for level in found["levels"]:
+        even = found["uniform"][found["sizes"].index(level["n"])]
+        cell = level["bands"]["all"]
+        assert [cell["uniform_tokens"], cell["accuracy"]] == pytest.approx(list(even))
+        if cell["tokens"] is not None:
+            assert cell["share"][0] == pytest.approx(cell["tokens"] / even[0])
+
+
+def test_other_samples_are_noticed(problems):
+    made = trials(problems)
+    made["best-of-4"][3]["usage"]["generated"] += 1
+    with pytest.raises(RuntimeError, match=r"best-of-4, p3: other samples were drawn"):
+        optimal.compute_optimal(made, {}, problems, AGGREGATION, lambda _: None)
+
+
+def test_resampling_finds_the_interval_of_a_mean():
+    """Of 400 values of variance 1 the mean has a standard error of 0.05."""
+    values = np.random.default_rng(1).normal(size=500)
+    values[:400] = (values[:400] - values[:400].mean()) / values[:400].std()
+    resampled = optimal.Resampled(np.arange(500) < 400)
+    mean, low, high = resampled.interval(resampled.means(values))
+    assert mean == pytest.approx(0, abs=1e-12)
+    assert low == pytest.approx(-0.098, abs=0.01) and high == pytest.approx(0.098, abs=0.01)
+    # The same draws for both sides: a difference that is the same everywhere has no spread.
+    assert np.ptp(resampled.means(values + 2) - resampled.means(values)) < 1e-12
 
 
 def test_tokens_of_a_curve_that_never_gets_there():
     curve = [(10.0, 0.2), (100.0, 0.5), (1000.0, 0.4)]
     assert optimal.tokens_for(curve, 0.1) == (10.0, False)
     assert optimal.tokens_for(curve, 0.6) == (100.0, True)
+
+
+def test_equal_accuracy_by_hand():
+    """Even is at 0.5 for 100 tokens and ours for 25; a level that ours never reaches is open."""
+    ours, even = [(10.0, 0.3), (62.5, 0.7)], [(50.0, 0.4), (100.0, 0.5), (200.0, 0.8)]
+    cell = optimal._at_level([ours, ours], [even, even], 1)
+    assert cell["tokens"] == pytest.approx(25) and cell["share"] == pytest.approx([0.25] * 3)
+    assert optimal._at_level([ours, ours], [even, even], 2)["share"] == [None] * 3
+
+
+def test_against_by_hand():
+    """Of 4 problems in both, ours solves 2 that theirs misses and misses 1, for half the tokens."""
+
+    def made(place, right, tokens):
+        usage = {"generated": tokens, "flops": 3 * tokens}
+        return {"id": place, "correct": right, "usage": usage}
+
+    ours = [made(i, right, 5) for i, right in enumerate([True, True, False, True])]
+    base = [made(i, right, 10) for i, right in enumerate([False, False, True, True, True])]
+    found = parts.against(ours, base)
+    assert (found["problems"], found["only_ours"], found["only_theirs"]) == (4, 2, 1)
+    assert found["times_the_tokens"] == found["times_the_flops"] == 0.5 and found["p"] == 1.0
+    # Differences 1 1 -1 0: mean 1/4, variance 3/4 - 1/16.
+    half = 1.96 * math.sqrt(11 / 16 / 4)
+    assert found["difference"] == pytest.approx([0.25, 0.25 - half, 0.25 + half])
+
+
+def test_more_hard_problems_are_new_and_untrained():
+    from ttc_runtime.records import read_problems
+    from ttc_runtime.zoo.arith import parse, split_of
+
+    found = more_hard()
+    texts = {record["problem"] for record in found}
+    assert len(found) == len(texts) == len({record["id"] for record in found}) == 300
+    assert not texts & {r["problem"] for r in read_problems("zoo:arith-test").records}
+    assert {split_of(text) for text in texts} == {"test"}
+    assert {parse(r["problem"]).answer == r["answer"] for r in found} == {True}
+    assert [len(parse(r["problem"]).ops) for r in found[:6]] == [6, 7, 8] * 2
 
 
 def test_the_sign_test():
@@ -120,19 +195,19 @@ def records(name, problems, rng):
 def test_the_page_tells_every_part(problems, tmp_path):
     rng = random.Random(3)
     runs = {name: records(name, problems, rng) for name in RUNS}
-    sets = (problems, {name: runs[name] for name in ("beam-16", "DVTS-16")})
+    hard = {name: records(name, problems[2::3], rng) for name in HARD}
     found = {
-        "a": parts.searches(runs),
+        "a": parts.searches(runs, hard),
         "b": voting.votes(problems, AGGREGATION, lambda _: None),
         "c": voting.aggregations(problems, lambda _: None),
-        "d": optimal.compute_optimal(sets, sets, AGGREGATION, lambda _: None),
+        "d": measured(problems)[0],
         "e": parts.matched(runs, problems, AGGREGATION),
         "f": parts.forcing(runs),
         "g": parts.rejection(runs, problems, AGGREGATION),
     }
     machine = {"cpu": "a CPU", "versions": {"torch": "2"}}
     for part, figures in found.items():
-        document = {"machine": machine, "seed": 0, "problems": 15, "calibration_problems": 15}
+        document = {"machine": machine, "seed": 0, "problems": 15}
         (tmp_path / f"{part}.json").write_text(json.dumps({**document, **figures}))
     write_page(tmp_path, tmp_path / "docs")
     page = (tmp_path / "docs" / "frontier.md").read_text()
@@ -144,10 +219,9 @@ def test_the_page_tells_every_part(problems, tmp_path):
     pictures = sorted(p.name for p in (tmp_path / "docs").glob("*.svg"))
     assert pictures == [f"frontier-{n}.svg" for n in ("optimal", "searches", "votes")]
     assert all(f"({name})" in page for name in pictures)
-    # With the same problems for both, the settings reach the accuracy they were chosen for.
-    assert all(
-        row["tokens"] > 0 for name in ("compute_optimal", "routed") for row in found["d"][name]
-    )
+    rows = [line for line in page.splitlines() if line.startswith("| MCTS-50 against best-of-")]
+    assert len(rows) == 2 and "| 5 |" in rows[0]
+    assert "| best-of-64 | hard | " in page and "| at most any | " in page
 
 
 def test_limits_are_a_difficulty():

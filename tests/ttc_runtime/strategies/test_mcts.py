@@ -57,6 +57,17 @@ def test_a_golden_tree_without_exploration(scripted):
     check_tree(engine, result)
 
 
+def test_virtual_loss_by_hand(scripted):
+    """Two walks at once, exploration 0: the first goes to a (0.6), which counts as lost until it is
+    back, 0.6 / 2; so the second goes to b (0.5). They bring 0.2 (#2) and, by way of c, 0.9 (#4)."""
+    engine = scripted(STEPS, SCORES)
+    result = engine.solve(PROMPT, MCTS(2, 2, exploration=0, parallel=2))
+    seen = {b.text: (b.visits, round(b.value, 6)) for b in branches_below(result.tree)}
+    assert seen["a\n"] == (1, 0.4) and seen["b\n"] == (1, 0.7) and seen["b\nc\n"] == (1, 0.8)
+    assert seen[""][0] == 2
+    check_tree(engine, result)
+
+
 @pytest.mark.parametrize("rule, value", [("uct", "reward"), ("puct", "rollout")])
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_it_stops_when_all_is_explored(scripted, rule, value, parallel):
