@@ -97,12 +97,6 @@ const float* fp32_row(const LogitRows& logits, int64_t r, std::vector<float>& bu
 
 namespace {
 
-// Where the tokens kept by a filter end, in order of falling logit, ties to the lower index.
-struct Cut {
-  float pivot = -std::numeric_limits<float>::max();  // everything but -inf
-  int32_t tie_end = std::numeric_limits<int32_t>::max();
-};
-
 // Exact top-k and top-p without sorting the row: a histogram over the logits finds the bin in which
 // the cut lies, and only the tokens of that bin are sorted.
 class Selection {
@@ -213,11 +207,6 @@ class Selection {
   int64_t weights_[kChunk];
 };
 
-Cut narrower(const Cut& a, const Cut& b) {
-  if (a.pivot != b.pivot) return a.pivot > b.pivot ? a : b;
-  return a.tie_end < b.tie_end ? a : b;
-}
-
 }  // namespace
 
 void describe_row(const LogitRows& logits, const RowFilters& p, int64_t r, const float* row,
@@ -251,12 +240,7 @@ void describe_row(const LogitRows& logits, const RowFilters& p, int64_t r, const
     if (p.top_p[r] < 1.0f) cut = narrower(cut, selection.top_p(p.top_p[r]));
   }
   if (p.min_p[r] > 0.0f) {
-    // p >= min_p * p_max, as a bound on the logit. It is the same operations everywhere, and keeps
-    // all equal logits or none.
-    const float least = std::max(p.min_p[r], std::numeric_limits<float>::min());
-    Cut bound;
-    bound.pivot = top.max + temperature * log_fp32(least);
-    cut = narrower(cut, bound);
+    cut = narrower(cut, min_p_cut(top.max, temperature, p.min_p[r]));
   }
   const KeptSums sums = kernels.sum_kept(row, n, top.max, inv, cut.pivot, cut.tie_end);
   desc[kPivot] = cut.pivot;

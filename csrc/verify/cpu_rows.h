@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "common/convert.h"
 #include "verify/row_kernels.h"
 #include "verify/verify.h"
 
@@ -31,34 +32,12 @@ const float* fp32_row(const LogitRows& logits, int64_t r, std::vector<float>& bu
 void describe_row(const LogitRows& logits, const RowFilters& filters, int64_t r, const float* row,
                   float* desc);
 
-inline bool is_allowed(const LogitRows& logits, int64_t r, int64_t token) {
-  if (logits.bitmask == nullptr) return true;
-  const auto word = static_cast<uint32_t>(logits.bitmask[r * logits.mask_words + token / 32]);
-  return (word >> (token % 32) & 1) != 0;
-}
-
 inline float one_logit(const LogitRows& logits, int64_t r, int64_t token) {
   if (!is_allowed(logits, r, token)) return -std::numeric_limits<float>::infinity();
   const int64_t size = dtype_bytes(logits.dtype);
   float value;
   widen(logits.dtype, logits.data + r * logits.stride + token * size, 1, &value);
   return value;
-}
-
-inline RowDist row_dist(const float* desc) {
-  const float temperature = desc[kTemperature];
-  return {desc[kMax],
-          temperature == 0.0f ? 0.0f : 1.0f / temperature,
-          desc[kPivot],
-          static_cast<int32_t>(desc[kTieEnd]),
-          1.0f / desc[kZ],
-          desc[kLogZ],
-          static_cast<int32_t>(desc[kArgmax])};
-}
-
-inline float log_probability(const RowDist& d, float logit, int64_t token) {
-  return is_kept(d, logit, token) ? (logit - d.max) * d.inv_temperature - d.log_z
-                                  : -std::numeric_limits<float>::infinity();
 }
 
 }  // namespace ttc

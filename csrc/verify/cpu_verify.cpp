@@ -25,7 +25,16 @@ class CpuRows {
     body();
   }
 
-  bool usable(int64_t row) { return dist(row).argmax >= 0; }
+  bool usable(int64_t row) {
+    if (!described_[row - first_]) {
+      float* desc = p_.descriptors + row * kDescriptorColumns;
+      describe_row(p_.logits, p_.filters, row, fp32_row(p_.logits, row, target_buffer_), desc);
+      described_[row - first_] = true;
+    }
+    return has_distribution(row);
+  }
+
+  bool has_distribution(int64_t row) const { return dist(row).argmax >= 0; }
 
   float target(int64_t row, int32_t token) {
     return probability(dist(row), one_logit(p_.logits, row, token), token);
@@ -73,6 +82,8 @@ class CpuRows {
     return std::max<int64_t>(mass, 0);
   }
 
+  int32_t draw(int64_t row, const PhiloxStream& stream) { return race(row, stream, 0.0f, nullptr, 0); }
+
   int32_t race(int64_t row, const PhiloxStream& stream, float c, const int32_t* excluded,
                int64_t num_excluded) {
     Race race;
@@ -118,14 +129,7 @@ class CpuRows {
   }
 
  private:
-  RowDist dist(int64_t row) {
-    float* desc = p_.descriptors + row * kDescriptorColumns;
-    if (!described_[row - first_]) {
-      describe_row(p_.logits, p_.filters, row, fp32_row(p_.logits, row, target_buffer_), desc);
-      described_[row - first_] = true;
-    }
-    return row_dist(desc);
-  }
+  RowDist dist(int64_t row) const { return row_dist(p_.descriptors + row * kDescriptorColumns); }
 
   int64_t draft_row(int64_t row) const {
     return p_.draft.rows == nullptr ? row : p_.draft.rows[row];
@@ -170,6 +174,19 @@ class CpuRows {
   std::vector<int32_t> excluded_;
 };
 
+void walk(const VerifyParams& p, int64_t request, CpuRows& rows, WalkScratch& scratch) {
+  const auto run = [&]<VerifyRule kRule>() { Walk<CpuRows, kRule>(p, request, rows, scratch).run(); };
+  switch (p.rule) {
+    case VerifyRule::kGreedy:
+    case VerifyRule::kSampled: return run.operator()<VerifyRule::kSampled>();
+    case VerifyRule::kTargetOnly: return run.operator()<VerifyRule::kTargetOnly>();
+    case VerifyRule::kRejection: return run.operator()<VerifyRule::kRejection>();
+    case VerifyRule::kBlock: return run.operator()<VerifyRule::kBlock>();
+    case VerifyRule::kTraversal: return run.operator()<VerifyRule::kTraversal>();
+    case VerifyRule::kTypical: return run.operator()<VerifyRule::kTypical>();
+  }
+}
+
 }  // namespace
 
 void verify(const VerifyParams& p, ParallelFor parallel_for) {
@@ -178,7 +195,7 @@ void verify(const VerifyParams& p, ParallelFor parallel_for) {
     WalkScratch scratch;
     for (int64_t b = begin; b < end; ++b) {
       rows.begin_request(p.cu_nodes[b], p.cu_nodes[b + 1] - p.cu_nodes[b]);
-      Walk<CpuRows>(p, b, rows, scratch).run();
+      walk(p, b, rows, scratch);
     }
   });
 }

@@ -11,17 +11,12 @@
 
 #include "common/isa.h"
 #include "common/philox.h"
-#include "verify/fp32_math.h"
+#include "verify/row_math.h"
 
 namespace ttc {
 
 constexpr int64_t kRowLanes = 16;
 constexpr int64_t kRowBlock = 64;
-
-// exp((l - max) / T) as an integer; what every probability is made of.
-TTC_HOST_DEVICE int64_t fixed_weight(float logit, float max, float inv_temperature) {
-  return to_fixed(exp_fp32((logit - max) * inv_temperature));
-}
 
 struct RowMax {
   float max;
@@ -94,32 +89,6 @@ TTC_ALWAYS_INLINE KeptSums sum_kept(const float* row, int64_t n, float max, floa
   return {count, mass, mass_all};
 }
 
-// A row's filtered distribution, from its descriptor.
-struct RowDist {
-  float max;
-  float inv_temperature;  // 0 for a greedy row, of which only the argmax is kept
-  float pivot;
-  int32_t tie_end;
-  float inv_z;
-  float log_z;
-  int32_t argmax;  // -1: there is no distribution
-};
-
-TTC_HOST_DEVICE bool is_kept(const RowDist& d, float logit, int64_t index) {
-  return (logit > d.pivot) | ((logit == d.pivot) & (static_cast<int32_t>(index) < d.tie_end));
-}
-
-TTC_HOST_DEVICE float probability(const RowDist& d, float logit, int64_t index) {
-  const float w = exp_fp32((logit - d.max) * d.inv_temperature) * d.inv_z;
-  return is_kept(d, logit, index) ? w : 0.0f;
-}
-
-// What a residual keeps of a token: max(p - c q, 0).
-TTC_HOST_DEVICE float remainder_of(float p, float c, float q) {
-  const float r = p - c * q;
-  return r > 0.0f ? r : 0.0f;
-}
-
 // Sum of max(p - c q, 0) over a row, in units of 2^-40.
 TTC_ALWAYS_INLINE int64_t residual_mass(const RowDist& p, const float* row, const RowDist& q,
                                         const float* draft, int64_t n, float c) {
@@ -139,18 +108,6 @@ TTC_ALWAYS_INLINE int64_t entropy_mass(const RowDist& d, const float* row, int64
     mass += to_fixed(p > 0.0f ? p * surprise : 0.0f);
   }
   return mass;
-}
-
-struct Winner {
-  float score;
-  int64_t index;
-};
-
-constexpr Winner kNoWinner = {-std::numeric_limits<float>::infinity(),
-                              std::numeric_limits<int64_t>::max()};
-
-TTC_HOST_DEVICE bool beats(const Winner& a, const Winner& b) {
-  return a.score > b.score || (a.score == b.score && a.index < b.index);
 }
 
 // A race of a row's tokens: the winner has the largest (l - max) / T + noise, plus the log of what

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "common/convert.h"
+#include "common/dtype.h"
 #include "common/parallel.h"
 
 namespace ttc {

@@ -1,8 +1,10 @@
 // How drafts are verified: one walk over the nodes of one request, the same on every backend.
 //
 // `Rows` gives access to the rows of logits: it reads single logits, and does the few things that
-// pass over a row (a residual's mass, a race, an entropy). All threads of a GPU block run the walk
-// side by side; `once` is for what only one of them may write.
+// pass over a row (its description, a residual's mass, a race, an entropy). `usable(row)` comes before
+// anything else of a row, which it describes if that was not done; it says, and `has_distribution(row)`
+// then says again, whether tokens can be drawn from the row. All threads of a GPU block
+// run the walk side by side; `once` is for what only one of them may write.
 //
 // The residual of a node after any number of rejected siblings is max(p - c q, 0) / S without the
 // excluded tokens, so three scalars hold it: c, its mass S, and `rem`, the share of q that the
@@ -14,8 +16,14 @@
 // the next pass comes to again; theirs are keyed by the pass's first position and a running number.
 #pragma once
 
-#include "verify/row_kernels.h"
+#include "verify/row_math.h"
 #include "verify/verify.h"
+
+#if defined(__CUDACC__)
+#define TTC_WALK __device__ __forceinline__
+#else
+#define TTC_WALK
+#endif
 
 namespace ttc {
 
@@ -33,7 +41,6 @@ struct WalkScratch {
   int16_t first_child[kMaxDraftNodes];
   int16_t next_sibling[kMaxDraftNodes];
   int16_t depth[kMaxDraftNodes];
-  int16_t trail[kMaxDraftNodes];  // a path back to the root
   int32_t excluded[kMaxDraftNodes];
   // of traversal (and alpha of typical acceptance: log-probability of the path)
   float alpha[kMaxDraftNodes];
@@ -51,14 +58,22 @@ struct Residual {
   bool changed = false;  // a child was rejected
 };
 
-template <typename Rows>
+// Where a walk ends.
+struct Stop {
+  int64_t node;
+  Residual residual = {};
+  int32_t token = -1;  // what the node's row has given already
+};
+
+// kRule: greedy is the sampled rule of rows that keep one token.
+template <typename Rows, VerifyRule kRule>
 class Walk {
  public:
-  TTC_HOST_DEVICE Walk(const VerifyParams& params, int64_t request, Rows& rows, WalkScratch& scratch)
+  TTC_WALK Walk(const VerifyParams& params, int64_t request, Rows& rows, WalkScratch& scratch)
       : p_(params), rows_(rows), s_(scratch), b_(request), begin_(params.cu_nodes[request]),
         n_(params.cu_nodes[request + 1] - params.cu_nodes[request]) {}
 
-  TTC_HOST_DEVICE void run() {
+  TTC_WALK void run() {
     rows_.once([&] {
       for (int64_t i = 0; i < p_.width; ++i) {
         p_.out_tokens[b_ * p_.width + i] = p_.path[b_ * p_.width + i] = -1;
@@ -68,18 +83,21 @@ class Walk {
       p_.status[b_] = n_ == 0 ? kOk : link() ? kOk : kInvalidTree;
     });
     if (n_ == 0 || p_.status[b_] != kOk) return;
-    switch (p_.rule) {
-      case VerifyRule::kBlock: return block();
-      case VerifyRule::kTraversal: return traversal();
-      case VerifyRule::kTypical: return typical();
-      default: return top_down();
+    if constexpr (kRule == VerifyRule::kBlock) {
+      finish(block());
+    } else if constexpr (kRule == VerifyRule::kTraversal) {
+      finish(traversal());
+    } else if constexpr (kRule == VerifyRule::kTypical) {
+      finish(typical());
+    } else {
+      finish(top_down());
     }
   }
 
  private:
   // Children in the order of their indices. False if the nodes are no tree or do not fit the outputs.
-  TTC_HOST_DEVICE bool link() {
-    if (n_ < 1 || n_ > kMaxDraftNodes) return false;
+  TTC_WALK bool link() {
+    if (n_ < 1 || n_ > kMaxDraftNodes || begin_ < 0 || begin_ + n_ > p_.logits.num_rows) return false;
     for (int64_t v = 0; v < n_; ++v) s_.first_child[v] = s_.next_sibling[v] = -1;
     s_.depth[0] = 0;
     if (parent(0) != -1) return false;
@@ -97,24 +115,24 @@ class Walk {
     return true;
   }
 
-  TTC_HOST_DEVICE int32_t parent(int64_t v) const {
+  TTC_WALK int32_t parent(int64_t v) const {
     return p_.parent == nullptr ? static_cast<int32_t>(v) - 1 : p_.parent[begin_ + v];
   }
 
-  TTC_HOST_DEVICE int32_t token(int64_t v) const { return p_.tokens[begin_ + v]; }
+  TTC_WALK int32_t token(int64_t v) const { return p_.tokens[begin_ + v]; }
 
-  TTC_HOST_DEVICE bool in_vocabulary(int64_t v) const {
+  TTC_WALK bool in_vocabulary(int64_t v) const {
     return token(v) >= 0 && token(v) < p_.logits.vocab_size;
   }
 
-  TTC_HOST_DEVICE Proposal proposal(int64_t v) const {
+  TTC_WALK Proposal proposal(int64_t v) const {
     return p_.draft.proposals == nullptr ? Proposal::kOneHot
                                          : static_cast<Proposal>(p_.draft.proposals[begin_ + v]);
   }
 
   // Whether a draft can be accepted at all: padding cannot, nor a token that was there before where
   // that is impossible, nor one that is said to come from a draft row without a distribution.
-  TTC_HOST_DEVICE bool is_candidate(int64_t v) const {
+  TTC_WALK bool is_candidate(int64_t v) const {
     if (!in_vocabulary(v)) return false;
     const Proposal kind = proposal(v);
     if (kind == Proposal::kOneHot) return true;
@@ -127,7 +145,7 @@ class Walk {
     return true;
   }
 
-  TTC_HOST_DEVICE float coin(int64_t v, int64_t position, uint32_t sub_index) const {
+  TTC_WALK float coin(int64_t v, int64_t position, uint32_t sub_index) const {
     if (p_.coins != nullptr) return p_.coins[begin_ + v];
     const auto seed = static_cast<uint64_t>(p_.seeds[b_]);
     const PhiloxStream stream = philox_stream(seed, static_cast<uint64_t>(position),
@@ -135,11 +153,11 @@ class Walk {
     return coin_uniform(philox_draw(stream, 0).word[0]);
   }
 
-  TTC_HOST_DEVICE int64_t position(int64_t v) const { return p_.positions[b_] + s_.depth[v]; }
+  TTC_WALK int64_t position(int64_t v) const { return p_.positions[b_] + s_.depth[v]; }
 
   // Collects the one-hot children of v before `end` (a child, or -1 for all), which a residual leaves
   // out, in rising order.
-  TTC_HOST_DEVICE int64_t exclude(int64_t v, int64_t end) {
+  TTC_WALK int64_t exclude(int64_t v, int64_t end) {
     int64_t count = 0;
     for (int64_t w = s_.first_child[v]; w != -1 && w != end; w = s_.next_sibling[w]) {
       count += in_vocabulary(w) && proposal(w) == Proposal::kOneHot;
@@ -158,7 +176,7 @@ class Walk {
     return count;
   }
 
-  TTC_HOST_DEVICE bool is_excluded(int64_t v, int64_t end, int32_t wanted) const {
+  TTC_WALK bool is_excluded(int64_t v, int64_t end, int32_t wanted) const {
     for (int64_t w = s_.first_child[v]; w != -1 && w != end; w = s_.next_sibling[w]) {
       if (token(w) == wanted && proposal(w) == Proposal::kOneHot) return true;
     }
@@ -166,14 +184,14 @@ class Walk {
   }
 
   // What the residual of v keeps of its child x, of which the earlier children were rejected.
-  TTC_HOST_DEVICE float left_of(int64_t v, int64_t x, float c) const {
+  TTC_WALK float left_of(int64_t v, int64_t x, float c) const {
     if (is_excluded(v, x, token(x))) return 0.0f;
     const float p = rows_.target(begin_ + v, token(x));
     return c == 0.0f ? p : remainder_of(p, c, rows_.draft(begin_ + v, token(x)));
   }
 
   // The residual of v once its child x was rejected.
-  TTC_HOST_DEVICE void reject(int64_t v, int64_t x, float kept, float alpha, Residual& r) {
+  TTC_WALK void reject(int64_t v, int64_t x, float kept, float alpha, Residual& r) {
     r.changed = true;
     if (proposal(x) == Proposal::kOneHot) {
       r.mass = r.mass > kept ? r.mass - kept : 0.0f;
@@ -188,20 +206,26 @@ class Walk {
     }
   }
 
-  // The token that ends a pass at node v, from what its residual has left, or from the row itself.
-  TTC_HOST_DEVICE void finish(int64_t v, const Residual& r, int64_t end) {
-    int32_t last = -1;
-    if (rows_.usable(begin_ + v)) {
-      const PhiloxStream stream =
-          philox_stream(static_cast<uint64_t>(p_.seeds[b_]), static_cast<uint64_t>(position(v)),
-                        r.changed ? RandomDomain::kResidual : RandomDomain::kTarget, 0);
-      const int64_t num_excluded = r.changed ? exclude(v, end) : 0;
-      last = rows_.race(begin_ + v, stream, r.c, s_.excluded, num_excluded);
-      // Rounding has taken all there was, in a place that has hardly any probability.
-      if (last < 0) last = rows_.race(begin_ + v, stream, 0.0f, s_.excluded, 0);
+  // The token that ends a pass, from what the node's residual has left, or from the row itself.
+  TTC_WALK void finish(const Stop& stop) {
+    const int64_t v = stop.node;
+    int32_t last = stop.token;
+    if constexpr (kRule != VerifyRule::kSampled) {
+      if (rows_.has_distribution(begin_ + v)) {
+        const Residual& r = stop.residual;
+        const PhiloxStream stream =
+            noise(v, r.changed ? RandomDomain::kResidual : RandomDomain::kTarget);
+        const int64_t num_excluded = r.changed ? exclude(v, -1) : 0;
+        // Where rounding has taken all there was, in a place that has hardly any probability, the
+        // whole row races.
+        for (int attempt = 0; attempt < 2 && last < 0; ++attempt) {
+          last = attempt == 0 ? rows_.race(begin_ + v, stream, r.c, s_.excluded, num_excluded)
+                              : rows_.race(begin_ + v, stream, 0.0f, s_.excluded, 0);
+        }
+      }
     }
-    write_path(v);
     write(v, last);
+    for (int64_t w = v; w != 0; w = parent(w)) write(parent(w), token(w));
     rows_.once([&] {
       p_.num_accepted[b_] = s_.depth[v];
       if (last < 0) p_.status[b_] = kNoDistribution;
@@ -209,7 +233,7 @@ class Walk {
   }
 
   // The token that the row of node v gave.
-  TTC_HOST_DEVICE void write(int64_t v, int32_t given) {
+  TTC_WALK void write(int64_t v, int32_t given) {
     const float logprob = given < 0 ? 0.0f : rows_.logprob(begin_ + v, given);
     rows_.once([&] {
       const int64_t at = b_ * p_.width + s_.depth[v];
@@ -219,43 +243,35 @@ class Walk {
     });
   }
 
-  TTC_HOST_DEVICE void write_path(int64_t v) {
-    for (; v != 0; v = parent(v)) write(parent(v), token(v));
+  TTC_WALK PhiloxStream noise(int64_t v, RandomDomain domain) const {
+    return philox_stream(static_cast<uint64_t>(p_.seeds[b_]), static_cast<uint64_t>(position(v)),
+                         domain, 0);
   }
 
-  TTC_HOST_DEVICE void top_down() {
+  TTC_WALK Stop top_down() {
     int64_t v = 0;
     for (;;) {
-      if (!rows_.usable(begin_ + v)) return finish(v, Residual{}, -1);
+      if (!rows_.usable(begin_ + v)) return {v};
       Residual r;
       int64_t next = -1;
-      switch (p_.rule) {
-        case VerifyRule::kGreedy:
-        case VerifyRule::kSampled: {
-          const PhiloxStream stream =
-              philox_stream(static_cast<uint64_t>(p_.seeds[b_]), static_cast<uint64_t>(position(v)),
-                            RandomDomain::kTarget, 0);
-          const int32_t drawn = rows_.race(begin_ + v, stream, 0.0f, s_.excluded, 0);
-          for (next = s_.first_child[v]; next != -1; next = s_.next_sibling[next]) {
-            if (token(next) == drawn) break;
-          }
-          write(v, drawn);
-          if (next == -1) {
-            rows_.once([&] { p_.num_accepted[b_] = s_.depth[v]; });
-            return;
-          }
-          break;
+      if constexpr (kRule == VerifyRule::kSampled) {
+        const int32_t drawn = rows_.draw(begin_ + v, noise(v, RandomDomain::kTarget));
+        for (next = s_.first_child[v]; next != -1; next = s_.next_sibling[next]) {
+          if (token(next) == drawn) break;
         }
-        case VerifyRule::kTargetOnly: next = accept_by_one_coin(v, r); break;
-        default: next = accept_in_turn(v, r); break;
+        if (next == -1) return {v, r, drawn};
+      } else if constexpr (kRule == VerifyRule::kTargetOnly) {
+        next = accept_by_one_coin(v, r);
+      } else {
+        next = accept_in_turn(v, r);
       }
-      if (next == -1) return finish(v, r, -1);
+      if (next == -1) return {v, r};
       v = next;
     }
   }
 
   // SGLang's rule without its thresholds: one coin for all children, which are one interval each.
-  TTC_HOST_DEVICE int64_t accept_by_one_coin(int64_t v, Residual& r) {
+  TTC_WALK int64_t accept_by_one_coin(int64_t v, Residual& r) {
     const float u = coin(v, position(v), 0);
     float sum = 0.0f;
     for (int64_t x = s_.first_child[v]; x != -1; x = s_.next_sibling[x]) {
@@ -269,7 +285,7 @@ class Walk {
 
   // Leviathan et al. and, for more than one child, recursive rejection: each is tested against what
   // the earlier ones have left.
-  TTC_HOST_DEVICE int64_t accept_in_turn(int64_t v, Residual& r) {
+  TTC_WALK int64_t accept_in_turn(int64_t v, Residual& r) {
     uint32_t number = 0;
     for (int64_t x = s_.first_child[v]; x != -1; x = s_.next_sibling[x]) {
       if (!is_candidate(x)) continue;
@@ -287,7 +303,7 @@ class Walk {
   }
 
   // Block verification, Sun et al., 2024: the longest prefix whose own test passes; no early stop.
-  TTC_HOST_DEVICE void block() {
+  TTC_WALK Stop block() {
     int64_t length = 0;
     while (length + 1 < n_ && is_candidate(length + 1) && rows_.usable(begin_ + length)) ++length;
     int64_t accepted = 0;
@@ -300,13 +316,9 @@ class Walk {
       ratio = q > 0.0f ? at_most_one(numerator / q) : numerator > 0.0f ? 1.0f : 0.0f;
       bool accept = u * q < numerator;
       if (i < length) {
-        if (!rows_.usable(begin_ + i)) {
-          length = i;
-        } else {
-          const float z = block_residual(i, ratio);
-          const float total = z + (1.0f - ratio);
-          accept = total > 0.0f ? u * total < z : true;
-        }
+        const float z = block_residual(i, ratio);
+        const float total = z + (1.0f - ratio);
+        accept = total > 0.0f ? u * total < z : true;
       }
       if (accept) accepted = i, accepted_ratio = ratio;
     }
@@ -315,11 +327,12 @@ class Walk {
       r.changed = true;
       if (proposal(accepted + 1) != Proposal::kOneHot) r.c = 1.0f / accepted_ratio;
     }
-    finish(accepted, r, -1);
+    rows_.usable(begin_ + accepted);
+    return {accepted, r};
   }
 
   // Z_i: sum of max(P_i p_i - q_i, 0) after i tokens.
-  TTC_HOST_DEVICE float block_residual(int64_t i, float ratio) {
+  TTC_WALK float block_residual(int64_t i, float ratio) {
     if (!(ratio > 0.0f)) return 0.0f;
     if (proposal(i + 1) == Proposal::kOneHot) {
       const float p = rows_.target(begin_ + i, token(i + 1));
@@ -330,7 +343,7 @@ class Walk {
 
   // Traversal verification, Weng et al., 2025: from the leaves up; a leaf that fails is deleted and
   // leaves its parent a residual, and the parent a new chance.
-  TTC_HOST_DEVICE void traversal() {
+  TTC_WALK Stop traversal() {
     rows_.once([&] {
       for (int64_t v = 0; v < n_; ++v) {
         s_.c[v] = 0.0f;
@@ -340,19 +353,20 @@ class Walk {
     });
     int64_t v = 0;
     for (uint32_t tests = 0;;) {
-      for (int64_t x = candidate_from(v, s_.next_child[v]); x != -1;
-           x = candidate_from(v, s_.next_child[v])) {
+      const int64_t x = candidate_from(v, s_.next_child[v]);
+      if (x != -1) {
         const float alpha = at_most_one(path_acceptance(v, x));
         rows_.once([&] {
           s_.next_child[v] = static_cast<int16_t>(x);
           s_.alpha[x] = alpha;
         });
         v = x;
+        continue;
       }
-      const bool deleted = s_.first_child[v] != -1 && s_.next_child[v] != s_.first_child[v];
-      Residual r{s_.c[v], s_.mass[v], s_.rem[v], deleted};
-      if (v == 0) return finish(v, r, -1);
-      if (coin(v, p_.positions[b_], tests++) < s_.alpha[v]) return finish(v, r, -1);
+      if (v == 0 || coin(v, p_.positions[b_], tests++) < s_.alpha[v]) {
+        const bool deleted = s_.first_child[v] != -1 && s_.next_child[v] != s_.first_child[v];
+        return {v, {s_.c[v], s_.mass[v], s_.rem[v], deleted}};
+      }
       const int64_t u = parent(v);
       remove(u, v);
       v = u;
@@ -360,13 +374,13 @@ class Walk {
   }
 
   // The first of x and its later siblings that can be accepted; none where v has no distribution.
-  TTC_HOST_DEVICE int64_t candidate_from(int64_t v, int64_t x) const {
+  TTC_WALK int64_t candidate_from(int64_t v, int64_t x) const {
     if (!rows_.usable(begin_ + v)) return -1;
     while (x != -1 && !is_candidate(x)) x = s_.next_sibling[x];
     return x;
   }
 
-  TTC_HOST_DEVICE float path_acceptance(int64_t v, int64_t x) const {
+  TTC_WALK float path_acceptance(int64_t v, int64_t x) const {
     const float kept = left_of(v, x, s_.c[v]);
     if (!(kept > 0.0f && s_.mass[v] > 0.0f)) return 0.0f;
     const float share = s_.alpha[v] * (kept / s_.mass[v]);
@@ -375,7 +389,7 @@ class Walk {
     return q > 0.0f ? share * (s_.rem[v] / q) : 1.0f;
   }
 
-  TTC_HOST_DEVICE void remove(int64_t u, int64_t x) {
+  TTC_WALK void remove(int64_t u, int64_t x) {
     const float alpha = s_.alpha[u], before = s_.mass[u];
     Residual r{s_.c[u], before, s_.rem[u], true};
     const float kept = left_of(u, x, r.c);
@@ -393,7 +407,7 @@ class Walk {
 
   // Typical acceptance, Cai et al. (Medusa), 2024; not lossless. The deepest accepted node, the
   // likelier path on a tie.
-  TTC_HOST_DEVICE void typical() {
+  TTC_WALK Stop typical() {
     int64_t best = 0;
     rows_.once([&] { s_.alpha[0] = 0.0f; });
     for (int64_t v = 1; v < n_; ++v) {
@@ -414,7 +428,8 @@ class Walk {
       const bool likelier = s_.depth[v] == s_.depth[best] && s_.alpha[v] > s_.alpha[best];
       if (accepted && (deeper || likelier)) best = v;
     }
-    finish(best, Residual{}, -1);
+    rows_.usable(begin_ + best);
+    return {best};
   }
 
   const VerifyParams& p_;
