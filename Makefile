@@ -8,10 +8,12 @@
 # Everything is installed into .venv. TORCH names the torch to install there; the default is a
 # version whose CPU build is published as such. To use a torch you already have:
 #   make test VENV=/path/to/your/venv TORCH=
+# TEST_PROCESSES test files run side by side.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 PY := $(VENV)/bin/python
+TEST_PROCESSES ?= 2
 BUILD_TOOLS := setuptools>=77 wheel ninja cmake>=3.24 pybind11>=2.13
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt setup.py
@@ -28,8 +30,9 @@ lint: $(VENV)/.built
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Idle OpenMP threads sleep at once: two test processes share the cores.
 check: $(VENV)/.built
-	$(PY) -m pytest
+	GOMP_SPINCOUNT=0 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations=25
 
 bench: $(VENV)/.built
 	for dtype in bf16 fp32; do \
