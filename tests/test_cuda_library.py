@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -118,6 +119,21 @@ def test_undefined_symbols_are_of_the_stable_abi_and_the_system(built):
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     of_cpu = {line.split()[-1] for line in _lines("nm", "-D", "--defined-only", library)}
     assert of_torch - of_cpu == {"aoti_torch_get_current_cuda_stream"}
+
+
+def test_the_library_loads_under_a_cuda_build_of_torch(built, tmp_path):
+    """Such a build is gigabytes: TTC_CUDA_TORCH names a python that has one."""
+    python = os.environ.get("TTC_CUDA_TORCH")
+    if python is None:
+        pytest.skip("TTC_CUDA_TORCH names no python with a CUDA build of torch >= 2.11")
+    package = tmp_path / "ttc_kernels"
+    shutil.copytree(cuda.ROOT / "ttc_kernels", package, ignore=shutil.ignore_patterns("_C_cuda.*"))
+    for file in (built, built.with_name("_C_cuda.json")):
+        shutil.copy(file, package)
+    say = "from ttc_kernels import _load; print(_load.cuda_error, _load.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([python, "-c", say], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["None", str(package / "_load.py")], done.stderr
 
 
 def test_the_library_says_what_it_was_built_with(built):

@@ -5,6 +5,7 @@ The build tree is build/cuda, that of the wheel, so what is compiled already is 
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import re
@@ -110,7 +111,10 @@ def build() -> Path:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.cmake_build(BUILD, BUILD / "modules", ["-DTTC_CUDA=ON"], "_C_cuda")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:  # of the tests that need it, one compiles
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        module.cmake_build(BUILD, BUILD / "modules", ["-DTTC_CUDA=ON"], "_C_cuda")
     return BUILD / "modules" / "_C_cuda.so"
 
 
