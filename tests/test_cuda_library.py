@@ -131,8 +131,7 @@ def test_the_library_loads_under_a_cuda_build_of_torch(built, tmp_path):
     for file in (built, built.with_name("_C_cuda.json")):
         shutil.copy(file, package)
     say = "from ttc_kernels import _load; print(_load.cuda_error, _load.__file__)"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([python, "-c", say], env=environment, capture_output=True, text=True)
+    done = subprocess.run([python, "-c", say], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == ["None", str(package / "_load.py")], done.stderr
 
 
