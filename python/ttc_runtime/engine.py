@@ -111,7 +111,9 @@ class Engine:
             reward = RewardModel.from_pretrained(reward, **shared)
         drafting = None
         if draft is not None and speculate.kind in ("chain", "tree"):
-            drafting = PagedModel(model_directory(draft), CAUSAL_LM, **shared)
+            # Guesses may round as they like: the text is the policy's.
+            loose = {**shared, "deterministic": False}
+            drafting = PagedModel(model_directory(draft), CAUSAL_LM, **loose)
             _check_vocabulary(str(draft), tokenizer, load_tokenizer(model_directory(draft)))
         # All models see the same text, so each gets the same number of pages.
         page_bytes = paged.page_bytes + (reward.model.page_bytes if reward else 0)

@@ -16,6 +16,7 @@ from ttc_runtime.speculation.drafts import Draft, Request
 
 _WIDTH = 4  # guesses that follow one node of a tree
 _LARGEST_RUN = 1024  # tokens of one branch to a pass
+_HEAD = 4  # first tokens that texts with a common beginning have to share
 _PATIENCE = 256  # rounds after which an unused branch gives its pages back
 
 
@@ -103,7 +104,7 @@ class ModelDrafter:
         """Run what the policy has taken since. Returns the requests that are up to date, with their
         states and outputs; one whose beginning another is about to run waits for it."""
         rows: list[tuple[int, _State, list[int]]] = []
-        starting: list[np.ndarray] = []
+        starting: list[list[int]] = []
         for i, request in enumerate(requests):
             sequence = request.sequence
             tokens = sequence.tokens
@@ -111,11 +112,10 @@ class ModelDrafter:
                 continue
             state = self._states.get(id(sequence))
             if state is None:
-                array = np.asarray(tokens, np.int64)
-                state = self._begin(array, starting)
+                state = self._begin(tokens, starting)
                 if state is None:
                     continue
-                starting.append(array)
+                starting.append(tokens)
                 self._states[id(sequence)] = state
             state.used = self._round
             shared = min(_common(state.tokens, tokens), len(tokens) - 1)
@@ -134,13 +134,18 @@ class ModelDrafter:
             if len(state.tokens) == len(requests[i].sequence.tokens)
         ]
 
-    def _begin(self, tokens: np.ndarray, starting: list[np.ndarray]) -> _State | None:
+    def _begin(self, tokens: list[int], starting: list[list[int]]) -> _State | None:
+        """A state that shares what another one has of the tokens; None where one is about to run
+        more of them. Only those that begin alike are compared: other problems mostly do not."""
         best, source = 0, None
+        head = tokens[:_HEAD]
         for state in self._states.values():
-            shared = min(_common(state.tokens, tokens), len(tokens) - 1)
-            if shared > best:
-                best, source = shared, state
-        if any(min(common_prefix(other, tokens), len(tokens) - 1) > best for other in starting):
+            if state.tokens[:_HEAD] == head:
+                shared = min(_common(state.tokens, tokens), len(tokens) - 1)
+                if shared > best:
+                    best, source = shared, state
+        alike = (other for other in starting if other[:_HEAD] == head)
+        if any(min(_common(other, tokens), len(tokens) - 1) > best for other in alike):
             return None
         if source is None:
             return _State(self.model.pool.new_branch())
@@ -300,7 +305,9 @@ class _Grown:
         return made
 
 
-def _common(a, b) -> int:
+def _common(a: list[int], b: list[int]) -> int:
     """Number of leading tokens in common."""
     n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
     return common_prefix(np.asarray(a[:n], np.int64), np.asarray(b[:n], np.int64))
