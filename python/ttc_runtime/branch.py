@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from bisect import bisect
 from typing import TYPE_CHECKING
 
 from ttc_runtime.sequence import Sequence
@@ -14,8 +16,16 @@ FINISHED = frozenset({"eos", "stop", "length", "context", "budget", "unscorable"
 """Stop reasons after which a branch grows no further; the others are None, ``step``, ``pause``."""
 
 
-def branch_seed(seed: int, problem: str, path: tuple[int, ...]) -> int:
+Place = tuple[tuple[int, ...], int]
+"""Of a branch among its siblings: the strand that forked it (`Account.place`), and its number among
+the children that this strand forked there."""
+
+
+def branch_seed(seed: int, problem: str, path: tuple[int | str, ...]) -> int:
     """Random seed of a branch: of the run, the problem's text and the path from the root alone.
+
+    path: of each branch on the way its number, with the strand's place before it where the strategy
+    itself did not fork it.
 
     >>> branch_seed(0, "1+1=", (3,)) == branch_seed(0, "1+1=", (3,))
     True
@@ -27,8 +37,10 @@ def branch_seed(seed: int, problem: str, path: tuple[int, ...]) -> int:
 class Branch:
     """One path of a search tree.
 
-    parent: the branch it was forked from, None for the root, which holds the prompt. path: child
-    numbers from the root. seed: its own random seed. prompt_tokens: tokens of its prompt.
+    parent: the branch it was forked from, None for the root, which holds the prompt. places: of
+    each branch on the way from the root its place among its siblings, in whose order `children`
+    are: neither depends on which of several strands is faster. seed: its own random seed, told by
+    these places. prompt_tokens: tokens of its prompt.
     stop_reason: None while it can grow, ``step`` at the end of a step, ``pause`` where `Generate`
     was told to stop, or ``eos``, ``stop`` (a stop string), ``length`` (max_tokens), ``context``
     (the model's longest input), ``budget``, ``unscorable`` (a step that the reward model cannot
@@ -48,7 +60,7 @@ class Branch:
         "freed",
         "logprobs",
         "parent",
-        "path",
+        "places",
         "prompt_tokens",
         "reward",
         "score_error",
@@ -68,12 +80,13 @@ class Branch:
         search: Search,
         tokens: list[int],
         parent: Branch | None = None,
-        path: tuple[int, ...] = (),
+        places: tuple[Place, ...] = (),
     ) -> None:
         """A child's `tokens` are some of the parent's from the first; the rest is left behind."""
-        self.search, self.parent, self.path = search, parent, path
+        self.search, self.parent, self.places = search, parent, places
         self.prompt_tokens: int = parent.prompt_tokens if parent else len(tokens)
-        self.seed = branch_seed(search.seed, search.problem, path)
+        path = (n if not at else f"{'.'.join(map(str, at))}:{n}" for at, n in places)
+        self.seed = branch_seed(search.seed, search.problem, tuple(path))
         above = None if parent is None else parent.sequence
         self.sequences = {"": Sequence(tokens, search.policy_ledger, above, self)}
         self.stop_reason: str | None = None
@@ -110,6 +123,13 @@ class Branch:
         return self.sequences[policy]
 
     @property
+    def path(self) -> tuple[int, ...]:
+        """Child numbers from the root, as `children` are ordered."""
+        if self.parent is None:
+            return ()
+        return (*self.parent.path, self.parent.children.index(self))
+
+    @property
     def tokens(self) -> list[int]:
         """Generated token ids, the prompt's left out."""
         return self.sequence.tokens[self.prompt_tokens :]
@@ -143,13 +163,7 @@ class Branch:
         if at is not None and not 0 <= at <= generated:
             raise ValueError(f"Branch.fork: at must be 0 to {generated} tokens, got {at!r}")
         end = len(self.sequence.tokens) if at is None else self.prompt_tokens + at
-        first = len(self.children)
-        kids = [
-            Branch(self.search, self.sequence.tokens[:end], self, (*self.path, first + i))
-            for i in range(n)
-        ]
-        self.children += kids
-        return kids
+        return [self._child(self.sequence.tokens[:end]) for _ in range(n)]
 
     def ask(self, prompt: str) -> Branch:
         """A child that answers a prompt of its own, and sees nothing of this branch's text.
@@ -165,12 +179,20 @@ class Branch:
             raise ValueError(
                 f"Branch.ask: the prompt must have 1 to {longest - 1} tokens, got {len(tokens)}"
             )
-        child = Branch(self.search, [], self, (*self.path, len(self.children)))
+        child = self._child([])
         child.sequences = {"": Sequence(tokens, self.search.policy_ledger, owner=child)}
         child.prompt_tokens, child.step_starts = len(tokens), [len(tokens)]
         child.steps, child.step_scores, child.logprobs = [], [], []
         self.search.usage.prompt += len(tokens)
-        self.children.append(child)
+        return child
+
+    def _child(self, tokens: list[int]) -> Branch:
+        strand = self.search.account.place
+        end = bisect(self.children, (strand, sys.maxsize), key=lambda branch: branch.places[-1])
+        place, number = self.children[end - 1].places[-1] if end else (strand, -1)
+        number = number + 1 if place == strand else 0
+        child = Branch(self.search, tokens, self, (*self.places, (strand, number)))
+        self.children.insert(end, child)
         return child
 
     def extend(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ttc_kernels.verify import DESCRIPTOR_COLUMNS, row_descriptor, sample_tokens
 from ttc_runtime.branch import Branch
+from ttc_runtime.budget import Account
 from ttc_runtime.lane import Lane
 from ttc_runtime.models import PagedModel
 from ttc_runtime.sampling import SamplingParams, TextEnds, completes
@@ -23,24 +25,25 @@ if TYPE_CHECKING:
 
 
 class _Growth:
-    """A branch that is growing, and when it stops. held: it waits until others leave it room.
-    start: its tokens when it began to grow. work: what it grows for."""
+    """A branch that is growing, and when it stops. account: of the strand that it grows for. room:
+    tokens it may take before it has to ask for more. held: it waits until others leave it memory.
+    """
 
     __slots__ = (
+        "account",
         "bias",
         "branch",
         "cut",
         "ends",
         "held",
         "limit",
+        "room",
         "sampling",
         "score",
         "search",
         "seed",
         "sequence",
-        "start",
         "until_step",
-        "work",
     )
 
     def __init__(
@@ -49,7 +52,8 @@ class _Growth:
         self.branch, self.search, self.sequence = branch, branch.search, sequence
         self.seed, self.sampling, self.until_step = branch.seed, work.sampling, work.until_step
         self.bias, self.score, self.ends, self.held = work.bias, work.score, ends, False
-        self.start, self.work = len(self.sequence.tokens), work
+        self.account = branch.search.account
+        self.room = 0 if self.account.tokens is not None else sys.maxsize
         cut = limit if work.new_tokens is None else len(self.sequence.tokens) + work.new_tokens
         self.limit, self.cut = min(limit, cut), cut < limit
 
@@ -114,12 +118,12 @@ class Policy:
         for branch in work.branches:
             if branch.finished:
                 if work.score:
-                    self._score(branch)
+                    self._score(branch, branch.search.account)
                 continue
-            search = branch.search
+            search, account = branch.search, branch.search.account
             first = len(branch.sequence.tokens) == branch.prompt_tokens
-            if search.out_of_budget or (first and search.usage.samples == search.budget.samples):
-                branch.stop_reason, search.budget_hit = "budget", True
+            if search.out_of_budget or (first and account.samples == 0):
+                branch.stop_reason, account.hit = "budget", True
                 continue
             branch.stop_reason = None
             limit = min(
@@ -130,6 +134,8 @@ class Policy:
                 self._stop(growth, self._length_reason(growth))
                 continue
             search.usage.samples += first
+            if account.samples is not None:
+                account.samples -= first
             search.running.add(branch)
             self._waiting.append(growth)
 
@@ -150,7 +156,7 @@ class Policy:
             return bool(ready)
         plain, ahead = self._decoding, []
         if self.speculator is not None and self._decoding:
-            plain, grown = self.speculator.step(self, self._decoding, self._waiting)
+            plain, grown = self.speculator.step(self, self._decoding)
             ahead = [g for g in grown if g.branch.stop_reason is None]
             self._decoding = plain + ahead
         if not plain and not prefill:
@@ -200,7 +206,7 @@ class Policy:
             sequence = growth.sequence
             if sequence.kv is not None and sequence.pending == 0 and sequence.logits is None:
                 self.lane.release(sequence)  # it came back for a child's sake, without its output
-            at_rest = growth.held or growth.search.paused
+            at_rest = growth.held or growth.search.paused or not growth.room
             target = None if at_rest else self.lane.prepare(sequence, sampled=True)
             if target is sequence and sequence.pending == 0:
                 ready.append(growth)
@@ -241,6 +247,7 @@ class Policy:
         ):
             growth.sequence.tokens.append(token)
             growth.branch.logprobs.append(logprob)
+            growth.room -= 1
         share = (time.perf_counter() - started) / count
         for search, number in Counter(g.search for g in growths).items():
             search.usage.generated += number
@@ -254,6 +261,7 @@ class Policy:
         for count, (token, logprob) in enumerate(zip(tokens, logprobs, strict=True), 1):
             growth.sequence.tokens.append(token)
             growth.branch.logprobs.append(logprob)
+            growth.room -= 1
             growth.search.usage.generated += 1
             full = len(growth.sequence.tokens) >= growth.limit
             if full or maybe[count - 1] or token in self._eos:
@@ -286,55 +294,61 @@ class Policy:
         growth.branch.stop_reason = reason
         if reason not in ("step", "pause"):
             growth.branch.close_step(at_end=True)
-        growth.search.budget_hit |= reason == "budget"
         growth.search.running.discard(growth.branch)
+        account = growth.account
+        account.hit |= reason == "budget"
+        if account.tokens is not None:
+            account.tokens += growth.room
         if growth.score:
-            self._score(growth.branch)
+            self._score(growth.branch, account)
         if growth.held:
             growth.held = False
             growth.search.held -= 1
         self.let_go(growth.search)
 
-    def _score(self, branch: Branch) -> None:
+    def _score(self, branch: Branch, account: Account) -> None:
         """Hand a branch to the reward model while others still grow."""
         search = branch.search
         if search.scorer is None:
             raise ValueError("Generate: score=True needs an engine with a reward model")
         try:
-            search.scorer.add(branch)
+            search.scorer.add(branch, account)
         except ValueError as error:
             search.failure = str(error)
 
     def _enforce_budgets(self) -> None:
-        growing: dict[Search, list[_Growth]] = {}
+        """Give a strand's branches more of its tokens once they have used up what they had, to each
+        as many, and stop those for which there are none. Branches that wait for what other strands
+        may leave take no part in steps."""
+        limited: dict[Account, list[_Growth]] = {}
+        stopped = False
         for growth in (*self._decoding, *self._waiting):
             budget = growth.search.budget
-            if budget.tokens is not None or budget.seconds is not None:
-                growing.setdefault(growth.search, []).append(growth)
-        stopped = False
-        for search, growths in growing.items():
-            uneven = self.speculator is not None and self.speculator.uneven(growths)
-            left = len(growths)
-            if search.budget.tokens is not None:
-                left = max(0, search.budget.tokens - search.usage.generated)
-            if uneven and left > 0:
-                left = len(growths)  # it is for those that are behind
-            if search.remaining_seconds <= 0:
-                left = 0
-            search.out_of_budget |= left == 0
-            for growth in sorted(growths, key=lambda g: g.branch.path)[left:]:
+            if budget.seconds is not None and growth.search.remaining_seconds <= 0:
                 self._stop(growth, "budget")
                 stopped = True
-        if stopped:
-            self._decoding = [g for g in self._decoding if g.branch.stop_reason is None]
+            elif budget.tokens is not None:
+                limited.setdefault(growth.account, []).append(growth)
+        for account, growths in limited.items():
+            left = None if any(g.room for g in growths) else account.grant(len(growths))
+            if left is None:
+                continue
+            each = left // len(growths)
+            for i, growth in enumerate(sorted(growths, key=lambda g: g.branch.places)):
+                growth.room = each or int(i < left)
+                account.tokens -= growth.room  # type: ignore[operator]
+                if growth.room == 0:
+                    self._stop(growth, "budget")
+        if limited or stopped:
+            self._waiting += [g for g in self._decoding if not g.room]
             self._waiting = [g for g in self._waiting if g.branch.stop_reason is None]
+            self._decoding = [g for g in self._decoding if g.room and g.branch.stop_reason is None]
 
     def active(self) -> set[int]:
         """Ids of the sequences that are growing, or that a waiting branch is to continue."""
-        growths = (*self._decoding, *self._waiting)
-        waiting = [g for g in self._waiting if not g.held]
+        waiting = [g for g in self._waiting if g.room and not g.held]
         parents = {id(g.sequence.parent) for g in waiting if g.sequence.kv is None}
-        return {id(g.sequence) for g in growths} | parents
+        return {id(g.sequence) for g in (*self._decoding, *waiting)} | parents
 
     def hold(self, search: Search) -> bool:
         """Take the pages of the growing branch that is worth least, until others have stopped.
@@ -342,12 +356,12 @@ class Policy:
         Returns False, and does nothing, where only one is left to grow.
         """
         growing = [g for g in (*self._decoding, *self._waiting) if g.search is search]
-        free = [g for g in growing if not g.held]
+        free = [g for g in growing if g.room and not g.held]
         if len(free) < 2:
             return False
         # Of equals the last goes first, so that the same ones always get through.
         least = min(g.branch.rank for g in free)
-        victim = max((g for g in free if g.branch.rank == least), key=lambda g: g.branch.path)
+        victim = max((g for g in free if g.branch.rank == least), key=lambda g: g.branch.places)
         victim.held = True
         search.held += 1
         if victim in self._decoding:
@@ -362,7 +376,7 @@ class Policy:
         if not held:
             return False
         best = max(g.branch.rank for g in held)
-        chosen = min((g for g in held if g.branch.rank == best), key=lambda g: g.branch.path)
+        chosen = min((g for g in held if g.branch.rank == best), key=lambda g: g.branch.places)
         chosen.held = False
         search.held -= 1
         return True

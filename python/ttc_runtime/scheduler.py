@@ -105,7 +105,9 @@ class Scheduler:
                 task.fail(error)
                 done.append(task)
                 continue
-            active = _Active(task, task.search, Strands(generator, self._submit))
+            active = _Active(
+                task, task.search, Strands(generator, task.search.account, self._submit)
+            )
             self._active.append(active)
             if self._advance(active):
                 self._retire(active, done)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ttc_runtime.branch import Branch
+from ttc_runtime.budget import Account
 from ttc_runtime.lane import Lane
 from ttc_runtime.rewards import RewardModel
 from ttc_runtime.rewards.format import Written, common_prefix
@@ -31,7 +32,7 @@ class _Node:
                               └─ node: step 2'     a sequence of its own, on the same pages
     """
 
-    key: bytes
+    key: tuple[Account | None, bytes]
     text: Written
     sequence: Sequence
     score: float | None = None
@@ -45,10 +46,11 @@ class _Node:
 
 @dataclass(eq=False)
 class _Book:
-    """What is known about one problem. nodes: by a digest of their tokens. paths: nodes of each
-    branch, the prompt's first. waiting: nodes to be scored, by the sequence that holds them."""
+    """What is known about one problem. nodes: by the strand that had them scored, None for the
+    prompt's, and a digest of their tokens. paths: nodes of each branch, the prompt's first.
+    waiting: nodes to be scored, by the sequence that holds them."""
 
-    nodes: dict[bytes, _Node] = field(default_factory=dict)
+    nodes: dict[tuple[Account | None, bytes], _Node] = field(default_factory=dict)
     paths: dict[Branch, list[_Node]] = field(default_factory=dict)
     waiting: dict[int, list[_Node]] = field(default_factory=dict)
 
@@ -71,19 +73,19 @@ class Scorer:
     def submit(self, work: Score) -> None:
         """Start scoring the branches' closed steps; they leave `search.running` when done."""
         for branch in work.branches:
-            self.add(branch)
+            self.add(branch, branch.search.account)
 
-    def add(self, branch: Branch) -> None:
-        """Start scoring one branch's closed steps, if there are new ones."""
+    def add(self, branch: Branch, account: Account) -> None:
+        """Start scoring one branch's closed steps, if there are new ones, for a strand."""
         search = branch.search
-        self._extend(branch)
+        self._extend(branch, account)
         if search.remaining_seconds <= 0:
-            search.budget_hit = True
+            account.hit = True
         elif not self._take_scores(branch):
             self._jobs.append(branch)
             search.running.add(branch)
 
-    def _extend(self, branch: Branch) -> None:
+    def _extend(self, branch: Branch, account: Account) -> None:
         """Bring a branch's path to its closed steps.
 
         Steps beyond the model's context or the budget, and such as the format refuses, stay without
@@ -100,11 +102,11 @@ class Scorer:
             except ValueError as error:
                 branch.score_error = str(error)
                 break
-            key = _digest(text.tokens)
+            key = account, _digest(text.tokens)
             node = book.nodes.get(key)
             if node is None:
                 gap = 0 if fresh else self._gap(branch, path)
-                if not self._affordable(search, path[-1], text, gap):
+                if not self._affordable(account, path[-1], text, gap):
                     branch.score_error = "budget"
                     break
                 node = _Node(key, text, path[-1].sequence)
@@ -126,7 +128,7 @@ class Scorer:
             text = self.reward.format.prompt(branch.search.problem)
             self.reward.check_length(text, 0)
             sequence = Sequence(text.tokens, branch.search.reward_ledger, None, branch)
-            root = _Node(_digest(text.tokens), text, sequence)
+            root = _Node((None, _digest(text.tokens)), text, sequence)
             return [book.nodes.setdefault(root.key, root)]
         above = book.paths.get(branch.parent) or self._known_path(book, branch.parent)
         same = 0
@@ -172,19 +174,20 @@ class Scorer:
         held, end = self._holder(branch, path)
         return path[-1].end - end + _missing(held, end)
 
-    def _affordable(self, search: Search, before: _Node, text: Written, gap: int) -> bool:
-        limit = search.budget.scored_tokens
-        if limit is None:
+    def prompt_length(self, problem: str) -> int:
+        """Tokens of a problem as the reward model reads it."""
+        return len(self.reward.format.prompt(problem).tokens)
+
+    def _affordable(self, account: Account, before: _Node, text: Written, gap: int) -> bool:
+        if account.scored_tokens is None:
             return True
-        if search.scoring_committed == 0:
-            search.scoring_committed = len(self.reward.format.prompt(search.problem).tokens)
         tokens = gap + len(text.tokens) - common_prefix(before.text.tokens, text.tokens)
         tokens += len(self.reward.format.probe(text)[1])
         tokens += self.reward.verdict.longest if self.reward.verdict else 0
-        if search.scoring_committed + tokens > limit:
-            search.budget_hit = True
+        if tokens > account.scored_tokens:
+            account.hit = True
             return False
-        search.scoring_committed += tokens
+        account.scored_tokens -= tokens
         return True
 
     def step(self, *, idle: bool) -> bool:
@@ -194,7 +197,7 @@ class Scorer:
         Raises OutOfPages if nothing could run; calling again after pages were freed goes on.
         """
         for branch in [b for b in self._jobs if b.search.remaining_seconds <= 0]:
-            branch.search.budget_hit = True
+            branch.search.account.root.hit = True
             self._finish(branch)
         jobs = [b for b in self._jobs if not b.search.paused]
         wanted = {id(s): s for branch in jobs for s in self._next(branch)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ttc_runtime.answers import extract_answer, stated_answer
 from ttc_runtime.branch import Branch
-from ttc_runtime.budget import Budget, Usage
+from ttc_runtime.budget import Account, Budget, Usage
 from ttc_runtime.sampling import SamplingParams
 from ttc_runtime.sequence import Ledger, Sequence
 
@@ -109,7 +109,8 @@ class Search:
     """What a strategy sees of one problem.
 
     problem: its text. root: the branch that holds the prompt. scored: whether there is a reward
-    model. usage, budget: spent so far and at most. extract: function that gives the answer of a
+    model. usage, budget: spent so far and at most. account: what the strand whose code is running
+    may still spend. extract: function that gives the answer of a
     solution's text, or None. Raises ValueError for a prompt that leaves no
     room to generate.
     """
@@ -133,9 +134,10 @@ class Search:
         self.paused = False
         self.held = 0  # growing branches that wait for memory
         self.failure: str | None = None  # why this problem cannot go on
-        self.out_of_budget = False  # no more tokens may be generated
-        self.budget_hit = False  # some limit cut work short
-        self.scoring_committed = 0
+        scored = budget.scored_tokens
+        if scored is not None and scorer is not None:
+            scored = max(0, scored - scorer.prompt_length(problem))
+        self.account = Account(budget.tokens, budget.samples, scored)
         self.started = time.monotonic()
         tokens = policy.encode_prompt(problem)
         if not tokens:
@@ -162,6 +164,16 @@ class Search:
         """Whether a text declares an answer; a last number, which is but a guess, does not."""
         states = stated_answer if self.extract is extract_answer else self.extract
         return states(text) is not None
+
+    @property
+    def out_of_budget(self) -> bool:
+        """Whether no more tokens may be generated."""
+        return self.account.exhausted or self.remaining_seconds <= 0
+
+    @property
+    def budget_hit(self) -> bool:
+        """Whether some limit cut work short."""
+        return self.account.hit
 
     @property
     def remaining_seconds(self) -> float:
@@ -193,23 +205,22 @@ class Search:
         """Give up all pages and return the final usage."""
         reward, usage = self.reward_ledger, self.usage
         for name, ledger in self.ledgers.items():
-            self._policy(name).lane.release_all(list(ledger.attached.values()))
-            usage.run += ledger.run
-            usage.reused += ledger.reused
-            usage.recomputed += ledger.recomputed
+            lane = self._policy(name).lane
+            lane.release_all(list(ledger.attached.values()))
+            usage.run += ledger.needed
             usage.peak_kv_tokens += ledger.peak
-            usage.flops += 2 * self._policy(name).lane.model.num_weights * ledger.run
+            usage.flops += 2 * lane.model.num_weights * ledger.needed
             for phase, seconds in ledger.seconds.items():
                 usage.seconds[phase] = usage.seconds.get(phase, 0.0) + seconds
-        if self.scorer is not None:
-            self.scorer.lane.release_all(list(self.reward_ledger.attached.values()))
-        usage.scored = reward.run
-        usage.reused += reward.reused
-        usage.recomputed += reward.recomputed
+        for ledger in (*self.ledgers.values(), reward):
+            usage.reused += ledger.reused
+            usage.recomputed += ledger.recomputed
+        usage.prompt += self.prompt_tokens
+        usage.scored = reward.needed
         usage.peak_reward_kv_tokens = reward.peak
-        usage.prompt += self.prompt_tokens - self.policy_ledger.reused
         if self.scorer is not None:
-            usage.reward_flops = 2 * self.scorer.lane.model.num_weights * reward.run
+            self.scorer.lane.release_all(list(reward.attached.values()))
+            usage.reward_flops = 2 * self.scorer.lane.model.num_weights * reward.needed
             usage.flops += usage.reward_flops
         usage.flops += round(self.draft_flops)
         usage.seconds |= {

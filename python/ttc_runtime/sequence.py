@@ -31,6 +31,11 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0})
     attached: dict[int, Sequence] = field(default_factory=dict)
 
+    @property
+    def needed(self) -> int:
+        """Tokens that had to be run once, by whomever."""
+        return self.run + self.reused - self.recomputed
+
 
 class Sequence:
     """Token ids, the first `length` of which have keys and values in the pool.

@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ttc_runtime.budget import Account
 from ttc_runtime.search import Call, Generate, Score, Search, Together
 
 
 class _Strand:
     """A generator and the work it waits for.
 
-    parent, place: of the strand that runs it `Together` with others, and where its result goes.
+    account: what it may spend. parent, place: of the strand that runs it `Together` with others,
+    and where its result goes.
     passed: branches of the work, from the front, that are known to be done. missing: strands run
     `Together` that have not ended.
     """
 
-    __slots__ = ("generator", "missing", "parent", "passed", "place", "results", "work")
+    __slots__ = ("account", "generator", "missing", "parent", "passed", "place", "results", "work")
 
-    def __init__(self, generator, parent: _Strand | None = None, place: int = 0) -> None:
-        self.generator, self.parent, self.place = generator, parent, place
+    def __init__(
+        self, generator, account: Account, parent: _Strand | None = None, place: int = 0
+    ) -> None:
+        self.generator, self.account = generator, account
+        self.parent, self.place = parent, place
         self.work: Generate | Score | Together | Call | None = None
         self.passed = self.missing = 0
         self.results: list = []
@@ -47,12 +52,17 @@ class _Strand:
 class Strands:
     """Drives a strategy's generator, and those it asks to run `Together`.
 
-    generator: the strategy's. submit: function of (search, work) that starts work.
+    What one strand does has no effect on another: each has an `Account`, numbers the branches that
+    it forks, and is scored, by itself. So it does not matter which is faster, and with it neither
+    what else is in the batch nor how much memory there is.
+
+    generator: the strategy's. account: what it may spend. submit: function of (search, work) that
+    starts work.
     """
 
-    def __init__(self, generator, submit: Callable[[Search, Any], None]) -> None:
+    def __init__(self, generator, account: Account, submit: Callable[[Search, Any], None]) -> None:
         self._submit = submit
-        self._waiting = [_Strand(generator)]
+        self._waiting = [_Strand(generator, account)]
         self.outcome: Any = None
 
     def advance(self, search: Search) -> bool:
@@ -64,37 +74,54 @@ class Strands:
             for strand in self._waiting[:]:
                 while strand.ready(search.running):
                     moved = True
-                    if self._resume(strand, search):
+                    if self._resume(strand, search, strand.account):
                         break
                 if not self._waiting:
                     return True
         return False
 
-    def _resume(self, strand: _Strand, search: Search) -> bool:
-        """Hand a strand what it waited for. True if it ended."""
+    def _resume(self, strand: _Strand, search: Search, account: Account) -> bool:
+        """Hand a strand what it waited for, its code running on an account. True if it ended."""
+        search.account = account
+        strand.account.resume()
         try:
             if strand.work is None:
                 work = next(strand.generator)
             else:
                 work = strand.generator.send(strand.answer())
         except StopIteration as end:
-            self._waiting.remove(strand)
-            if strand.parent is None:
-                self.outcome = end.value
-            else:
-                strand.parent.results[strand.place] = end.value
-                strand.parent.missing -= 1
+            self._end(strand, end.value)
             return True
+        search.account = strand.account
         strand.work, strand.passed = work, 0
         if isinstance(work, Together):
-            strand.results, strand.missing = [None] * len(work.generators), len(work.generators)
-            at = self._waiting.index(strand)
-            self._waiting[at:at] = [_Strand(g, strand, i) for i, g in enumerate(work.generators)]
+            self._split(strand, list(work.generators), search)
         elif isinstance(work, Call):
             work.start(search.remaining_seconds)
         else:
             self._submit(search, work)
         return False
+
+    def _split(self, strand: _Strand, generators: list, search: Search) -> None:
+        """Start the strands of a strand. Their code up to the first work runs one after the other,
+        as if it were the strand's own: what it forks is numbered on."""
+        strand.results, strand.missing = [None] * len(generators), len(generators)
+        accounts = strand.account.split(len(generators))
+        parts = zip(generators, accounts, strict=True)
+        started = [_Strand(g, account, strand, i) for i, (g, account) in enumerate(parts)]
+        at = self._waiting.index(strand)
+        self._waiting[at:at] = started
+        for each in started:
+            self._resume(each, search, strand.account)
+
+    def _end(self, strand: _Strand, value: Any) -> None:
+        self._waiting.remove(strand)
+        strand.account.close()
+        if strand.parent is None:
+            self.outcome = value
+        else:
+            strand.parent.results[strand.place] = value
+            strand.parent.missing -= 1
 
     @property
     def calling(self) -> bool:

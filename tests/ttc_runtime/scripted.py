@@ -131,7 +131,10 @@ def scripted(monkeypatch):
     """
     from ttc_runtime import branch, generation
 
-    monkeypatch.setattr(branch, "branch_seed", lambda seed, problem, path: path[-1] if path else 0)
+    def child_number(seed, problem, path):
+        return int(str(path[-1]).rpartition(":")[2]) if path else 0
+
+    monkeypatch.setattr(branch, "branch_seed", child_number)
 
     def draw(logits, desc, seeds, positions):
         tokens = []
@@ -209,7 +212,7 @@ def check_tree(engine, result) -> None:
             reason = node.end_reason or node.stop_reason
             assert reason not in (None, "step", "pause"), f"{node} has no end"
     asked = sum(n.prompt_tokens for n in nodes if n.sequence.parent is None)
-    inserted = result.usage.prompt + prompt_reused(result) - asked
+    inserted = result.usage.prompt - asked
     inherited = sum(max(0, n.sequence.fork_len - n.prompt_tokens) for n in nodes)
     assert result.usage.generated + inserted == sum(len(n.tokens) for n in nodes) - inherited
     engine.clear_cache()
@@ -218,7 +221,3 @@ def check_tree(engine, result) -> None:
         lane.model.run_copies()
         lane.model.pool.check_integrity()
         assert lane.model.pool.num_free == lane.model.pool.num_pages
-
-
-def prompt_reused(result) -> int:
-    return result.tree.search.policy_ledger.reused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,41 +59,27 @@ class Speculator:
         self.settings, self.drafter, self.num_weights = settings, drafter, num_weights
         self._lengths: dict[bool, _Length] = {}
 
-    def uneven(self, growths: list[_Growth]) -> bool:
-        """Whether some of a problem's branches are ahead of others."""
-        return len({_progress(growth) for growth in growths}) > 1
-
-    def step(
-        self, policy: Policy, growths: list[_Growth], others: list[_Growth]
-    ) -> tuple[list[_Growth], list[_Growth]]:
+    def step(self, policy: Policy, growths: list[_Growth]) -> tuple[list[_Growth], list[_Growth]]:
         """Grow those for which there are drafts.
 
-        growths: with one token each that is still to be run. others: that grow too, but not now.
-        Returns those that are due for an ordinary step, and the rest.
+        growths: with one token each that is still to be run. Returns those that are due for an
+        ordinary step, and the rest.
         """
-        room = _room(growths, others)
-        waiting = [g for g in growths if room[g] < 1]
-        able = [g for g in growths if room[g] >= 1]
-        # Where a strategy runs several works beside each other, the one that is done first may
-        # decide what comes next: they keep step.
-        works: dict[Search, set[int]] = defaultdict(set)
-        for growth in (*growths, *others):
-            works[growth.search].add(id(growth.work))
-        alone = {search for search, own in works.items() if len(own) == 1}
-        chosen = [g for g in able if g.bias is None and g.search in alone and not _children_wait(g)]
+        room = {g: min(g.limit - len(g.sequence.tokens), g.room) for g in growths}
+        chosen = [g for g in growths if g.bias is None and not _children_wait(g)]
         is_chosen = set(map(id, chosen))
-        plain = [g for g in able if id(g) not in is_chosen]
+        plain = [g for g in growths if id(g) not in is_chosen]
         started = time.perf_counter()
         drafts, length = self._drafts(policy, chosen, room)
         drafting = time.perf_counter() - started
         if not any(draft.tokens for draft in drafts):
-            return able, waiting
+            return growths, []
         try:
             verified = Pass(policy.lane.model, [g.sequence for g in chosen], drafts)
         except OutOfPages:  # drafts need room that the branches may not have
-            return able, waiting
+            return growths, []
         self._grow(policy, chosen, verified, room, length, drafting, started)
-        return plain, waiting + chosen
+        return plain, chosen
 
     def _drafts(self, policy: Policy, growths, room) -> tuple[list[Draft], _Length]:
         greedy = all(g.sampling.temperature == 0 for g in growths)
@@ -160,32 +146,6 @@ class Speculator:
         for search, share in _shares(growths).items():
             search.policy_ledger.seconds["decode"] += seconds * share
             search.draft_seconds += drafting * share
-
-
-def _room(growths: list[_Growth], others: list[_Growth]) -> dict[_Growth, int]:
-    """Tokens that each may take in this step.
-
-    Ordinary decoding gives every branch of a problem a token in turn, until a budget of tokens is
-    spent. For the same text, none may go so far ahead that there would be less for the others: what
-    is left has to bring all of them to the same length, and what is over is shared.
-    """
-    room = {g: g.limit - len(g.sequence.tokens) for g in growths}
-    budgeted: dict[Search, list[_Growth]] = defaultdict(list)
-    for growth in (*growths, *others):
-        if growth.search.budget.tokens is not None:
-            budgeted[growth.search].append(growth)
-    for search, own in budgeted.items():
-        left = search.budget.tokens - search.usage.generated  # type: ignore[operator]
-        most = max(_progress(g) for g in own)
-        behind = {g: most - _progress(g) for g in own}
-        ahead = max(0, (left - sum(behind.values())) // len(own))
-        for growth in own:
-            room[growth] = min(room.get(growth, 0), behind[growth] + ahead)
-    return room
-
-
-def _progress(growth: _Growth) -> int:
-    return len(growth.sequence.tokens) - growth.start
 
 
 def _children_wait(growth: _Growth) -> bool:
