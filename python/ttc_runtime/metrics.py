@@ -7,15 +7,12 @@ import io
 from collections.abc import Callable, Sequence
 
 _HELP = {
-    "prompt": ("prompt tokens run through the policy", "tokens"),
+    "prompt": ("prompt tokens", "tokens"),
     "generated": ("tokens sampled", "tokens"),
     "samples": ("completions started from the prompt", ""),
     "run": ("tokens run through the policy", "tokens"),
     "scored": ("tokens run through the reward model", "tokens"),
-    "reused": ("tokens taken from prefixes of other problems", "tokens"),
     "recomputed": ("tokens run again because memory ran out", "tokens"),
-    "peak_kv_tokens": ("most distinct tokens holding policy KV", ""),
-    "peak_reward_kv_tokens": ("most distinct tokens holding reward KV", ""),
     "flops": ("floating point operations of both models", ""),
     "reward_flops": ("of these, the reward model's", ""),
 }

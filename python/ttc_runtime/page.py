@@ -31,9 +31,7 @@ document.getElementById('answer').onclick = () => nodes().forEach(
 _FIGURES = {
     "generated": "tokens generated",
     "scored": "tokens scored",
-    "reused": "tokens reused from other problems",
     "recomputed": "tokens recomputed",
-    "peak_kv_tokens": "peak unique KV tokens",
     "flops": "FLOPs",
 }
 

@@ -13,6 +13,9 @@ from ttc_runtime.scheduler import Task
 from ttc_runtime.strategies import Strategy, vote
 from ttc_runtime.tree import tree_nodes
 
+_BY_NEIGHBOURS = ("reused", "peak_kv_tokens", "peak_reward_kv_tokens")
+"""Usage that is no part of a record: what else ran, and when, decides it."""
+
 
 @dataclass
 class Result:
@@ -56,8 +59,10 @@ class Result:
         r"""The result as one JSON object of a results file; scores that are NaN become null.
 
         Columns are named as in search-and-learn, whose ``pred_maj@n`` and the like are the votes of
-        the first n completions, n a power of two, in ``\boxed{}``.
+        the first n completions, n a power of two, in ``\boxed{}``. Wall-clock seconds and, where
+        memory ran out, recomputed tokens aside, it does not depend on what ran beside or before.
         """
+        usage = {k: v for k, v in asdict(self.usage).items() if k not in _BY_NEIGHBOURS}
         return {
             "id": self.id,
             "problem": self.problem,
@@ -72,7 +77,7 @@ class Result:
             "pred_weighted": self.pred_weighted,
             "pred_naive": self.pred_naive,
             **self._subsets(),
-            "usage": asdict(self.usage),
+            "usage": usage,
             "stop_reason": self.stop_reason,
             "seed": self.seed,
             "strategy": self.strategy,

@@ -12,7 +12,7 @@ from ttc_runtime import Budget
 from ttc_runtime.branch import branch_seed
 
 STRATEGIES = {**SMALL, "step_beam": StepBeam()}
-NEIGHBOURS = ("seconds", "reused", "peak_kv_tokens", "peak_reward_kv_tokens")
+NEIGHBOURS = ("seconds", "reused")
 HUNDRED = ("best_of_n", "beam", "mcts")
 
 
@@ -51,14 +51,12 @@ def problems(count):
 
 
 def records(results):
-    """By problem, all but what neighbours and clocks decide."""
+    """By problem; only the clock may differ."""
     found = {}
     for result in results:
         assert result.error is None
         record = result.record()
-        for key in NEIGHBOURS:
-            del record["usage"][key]
-        del record["id"]
+        del record["id"], record["usage"]["seconds"]
         found[result.problem] = record
     return found
 
@@ -114,9 +112,9 @@ def delayed(engine, rng):
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_it_does_not_matter_what_is_slow(make, name, budget):
-    asked = problems(4)
+    asked = problems(3)
     expected = records(make().solve_all(asked, STRATEGIES[name], BUDGETS[budget]))
-    for seed in range(3):
+    for seed in range(2):
         engine = delayed(make(), random.Random(seed))
         results = engine.solve_all(asked, STRATEGIES[name], BUDGETS[budget])
         assert records(results) == expected

@@ -160,13 +160,15 @@ def test_a_shared_prompt_prefix_is_computed_once(make_engine):
     assert sum(r.usage.recomputed for r in results) == 0
     reused_by = sorted(r.usage.reused for r in results)
     assert reused_by[0] == 0 and all(n >= 2 * len(header) for n in reused_by[1:])
-    prompts = sum(len(p) for p in problems)
-    assert sum(r.usage.prompt for r in results) <= prompts - 4 * len(header)
+    # What a problem costs does not depend on who ran its prefix.
+    assert [r.usage.prompt for r in results] == [len(p) for p in problems]
     alone = make_engine().solve(problems[3], BestOfN(2, sampling=SHORT))
     assert tree_of(alone) == tree_of(results[3])
     again = engine.solve(problems[3], BestOfN(2, sampling=SHORT))
     assert tree_of(again) == tree_of(alone)
-    assert again.usage.prompt == 1  # all but the token whose output starts the answer
+    assert again.usage.run == alone.usage.run and alone.usage.reused == 0
+    # All of the prompt but the token whose output starts the answer, on both models.
+    assert again.usage.reused >= len(problems[3]) - 1 + len(header)
     free_everything(engine)
 
 
@@ -208,7 +210,7 @@ def test_forking_mid_text_runs_and_scores_nothing_twice(make_engine):
         # Each token is run by the branch it was appended to; a leaf's last token by nobody.
         leaves = [node for node in nodes if not node.children]
         own = sum(len(n.sequence.tokens) - n.sequence.fork_len for n in nodes)
-        assert usage.run + usage.reused // 2 == own - len(leaves)
+        assert usage.run == own - len(leaves)
         steps = {
             (b.path[: len(b.path)], i): s
             for b in nodes
@@ -216,7 +218,7 @@ def test_forking_mid_text_runs_and_scores_nothing_twice(make_engine):
             if b.step_starts[i + 1] > b.sequence.fork_len
         }
         expected = len(PROBLEMS[0]) + sum(len(step.strip()) + 1 for step in steps.values())
-        assert usage.scored + usage.reused // 2 == expected
+        assert usage.scored == expected
         for branch in result.branches:
             full = engine.reward.score(PROBLEMS[0], branch.steps) if branch.steps else []
             assert branch.step_scores == pytest.approx(full, abs=1e-5)
