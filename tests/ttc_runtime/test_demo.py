@@ -48,4 +48,6 @@ def test_zoo_steps_are_lines_and_scores_incremental(engine):
     usage = result.usage
     prompt = len(result.problem)
     assert usage.run == prompt + usage.generated - 16 and usage.recomputed == 0
-    assert usage.scored == prompt + sum(len(b.text.rstrip("\n")) + 1 for b in result.branches)
+    steps = [[step.rstrip("\n") for step in branch.steps] for branch in result.branches]
+    once = {tuple(path[: i + 1]) for path in steps for i in range(len(path))}
+    assert usage.scored == prompt + sum(len(path[-1]) + 1 for path in once)
