@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 from ttc_runtime import Engine, Greedy, SamplingParams, Usage
@@ -20,9 +19,7 @@ from . import machine
 def run(engine: Engine, records: list[dict], strategy, label: str) -> dict:
     """One run over the problems: accuracy by difficulty, tokens of either model."""
     engine.clear_cache()
-    started = time.perf_counter()
     results = engine.solve_all(records, strategy)
-    seconds = time.perf_counter() - started
     usage = sum((result.usage for result in results), Usage())
     right: dict[str, list[bool]] = {}
     for record, result in zip(records, results, strict=True):
@@ -42,13 +39,12 @@ def run(engine: Engine, records: list[dict], strategy, label: str) -> dict:
         "generated": usage.generated,
         "scored": usage.scored,
         "gflops": usage.flops / 1e9,
-        "seconds": seconds,
     }
     by = " ".join(f"{key} {100 * value:.0f} %" for key, value in row["accuracy"].items())
     print(
         f"{label:28} {by}  steps kept {counted['accepted']}/{counted['steps']}  "
         f"of the text by the large model {100 * row['target_share']:.0f} %  "
-        f"{row['gflops']:.0f} GFLOP  {seconds:.1f} s",
+        f"{row['gflops']:.0f} GFLOP",
         flush=True,
     )
     return row

@@ -16,7 +16,13 @@ from ttc_runtime.rewards import RewardModel
 from ttc_runtime.scheduler import Scheduler, Task
 from ttc_runtime.scoring import Scorer
 from ttc_runtime.search import Search
-from ttc_runtime.speculation import ModelDrafter, NgramDrafter, Speculation, Speculator
+from ttc_runtime.speculation import (
+    Drafter,
+    ModelDrafter,
+    NgramDrafter,
+    Speculation,
+    Speculator,
+)
 from ttc_runtime.strategies import Strategy
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -69,8 +75,8 @@ class Engine:
         """Load models from local directories; the network is never asked.
 
         model, reward: Hugging Face directories or ``zoo:NAME``, the reward also a `RewardModel`.
-        draft: a small model with the same vocabulary, whose guesses the policy verifies; the text
-        does not depend on it. speculate: how to draft, a `Speculation` or a text such as
+        draft: a small model with the same vocabulary, whose guesses every policy verifies; the
+        text does not depend on it. speculate: how to draft, a `Speculation` or a text such as
         ``tree:16``, ``chain:4`` (the default where there is a draft), ``ngram:8`` (needs no draft)
         or ``none``. device: ``cpu``, ``cuda``, or ``auto``, a GPU if there is one. backend: of the
         attention: ``cpu``, ``triton``, or ``auto``, that of the device. dtype: ``auto`` (bfloat16
@@ -132,15 +138,18 @@ class Engine:
             each.allocate(num_pages)
         if reward is not None:
             reward.model.allocate(num_pages)
-        speculator = None
+        drafter: Drafter | None = NgramDrafter() if speculate.kind == "ngram" else None
         if drafting is not None:
             drafting.allocate(num_pages)
             drafter = ModelDrafter(drafting, as_tree=speculate.kind == "tree")
-            speculator = Speculator(speculate, drafter, drafting.num_weights)
-        elif speculate.kind == "ngram":
-            speculator = Speculator(speculate, NgramDrafter())
-        policy = Policy(paged, tokenizer, separator, speculator=speculator)
-        policy.peers = {n: Policy(peer, tokenizer, separator, n) for n, peer in peers.items()}
+
+        def policy_of(each: PagedModel, name: str) -> Policy:
+            weights = drafting.num_weights if drafting is not None else 0
+            speculator = None if drafter is None else Speculator(speculate, drafter, weights)
+            return Policy(each, tokenizer, separator, name, speculator)
+
+        policy = policy_of(paged, "")
+        policy.peers = {name: policy_of(peer, name) for name, peer in peers.items()}
         return cls(policy, reward, extractor_for(str(model)), max_batch)
 
     def solve(

@@ -33,13 +33,28 @@ def test_the_text_is_independent_of_the_drafts(speculating, tiny_model, name: st
     strategy = SMALL.get(name, StepBeam())
     several = name in ("collective", "step_speculation")
     others = {"b": tiny_model("Llama", intermediate_size=160)} if several else {}
-    kinds = KINDS if name in ("step_beam", "collective") else KINDS[::2]
+    kinds = KINDS if name == "step_beam" else KINDS[::2]
     want = None
     for kind in kinds:
         engine = speculating(kind, policies=others)
         found = [text_of(r) for r in engine.solve_all(PROBLEMS[:2], strategy, seed=3)]
         want = found if want is None else want
         assert found == want, kind
+        free_everything(engine)
+
+
+def test_every_policy_speculates(speculating, tiny_model) -> None:
+    """With two policies, works that run beside each other, and little to spend."""
+    others = {"b": tiny_model("Llama", intermediate_size=160)}
+    want = None
+    for kind in ("none", "chain:4", "tree:9"):
+        engine = speculating(kind, same=True, policies=others)
+        result = engine.solve(PROBLEMS[0], SMALL["collective"], Budget(tokens=60))
+        want = want or (text_of(result), result.usage.generated)
+        assert (text_of(result), result.usage.generated) == want
+        if kind != "none":
+            assert all(p.speculator._lengths for p in (engine.policy, engine.policy.peers["b"]))
+            assert result.usage.accepted > 0
         free_everything(engine)
 
 

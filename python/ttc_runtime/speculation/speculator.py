@@ -144,7 +144,7 @@ class Speculator:
         length.record(sum(tried) / max(1, len(tried)))
         seconds = time.perf_counter() - started - drafting
         for search, share in _shares(growths).items():
-            search.policy_ledger.seconds["decode"] += seconds * share
+            policy.ledger(search).seconds["decode"] += seconds * share
             search.draft_seconds += drafting * share
 
 
