@@ -1,280 +1,229 @@
-#if defined(__GNUC__) && !defined(__clang__)
-// A comparison may be evaluated where its result is not needed. Without this promise that floating
-// point exceptions go unobserved, GCC leaves every loop with a select in it scalar.
-#pragma GCC optimize("no-trapping-math", "no-math-errno")
-// GCC 12 warns inside its own AVX-512 header.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-
+// Descriptors of rows, and tokens drawn from them, on the CPU.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "verify/cpu_rows.h"
-#include "verify/verify.h"
 
 namespace ttc {
 
 namespace {
 
-#define TTC_ROW_KERNELS(SUFFIX, TARGET, PHILOX_BLOCK)                                            \
-  TARGET RowMax find_max_##SUFFIX(const float* row, int64_t n) { return find_max(row, n); }      \
-  TARGET void fixed_weights_##SUFFIX(const float* row, int64_t n, float max, float inv,          \
-                                     int64_t* weights) {                                         \
-    fixed_weights(row, n, max, inv, weights);                                                    \
-  }                                                                                              \
-  TARGET void assign_bins_##SUFFIX(const float* row, int64_t n, float max, float scale,          \
-                                   int32_t last, int32_t* bins) {                                \
-    assign_bins(row, n, max, scale, last, bins);                                                 \
-  }                                                                                              \
-  TARGET KeptSums sum_kept_##SUFFIX(const float* row, int64_t n, float max, float inv,           \
-                                    float pivot, int32_t tie_end) {                              \
-    return sum_kept(row, n, max, inv, pivot, tie_end);                                           \
-  }                                                                                              \
-  TARGET Winner race_row_##SUFFIX(const Race& race, const float* row, int64_t n) {               \
-    return race_row<PHILOX_BLOCK>(race, row, n);                                                 \
-  }                                                                                              \
-  TARGET int64_t top_scores_##SUFFIX(const Race& race, const float* row, int64_t n, int64_t k,   \
-                                     Winner* best) {                                             \
-    return top_scores<PHILOX_BLOCK, false>(race, row, n, k, best);                               \
-  }                                                                                              \
-  TARGET int64_t noisy_scores_##SUFFIX(const Race& race, const float* row, int64_t n, int64_t k, \
-                                       Winner* best) {                                           \
-    return top_scores<PHILOX_BLOCK, true>(race, row, n, k, best);                                \
-  }                                                                                              \
-  TARGET int64_t residual_mass_##SUFFIX(const RowDist& p, const float* row, const RowDist& q,    \
-                                        const float* draft, int64_t n, float c) {                \
-    return residual_mass(p, row, q, draft, n, c);                                                \
-  }                                                                                              \
-  TARGET int64_t entropy_mass_##SUFFIX(const RowDist& d, const float* row, int64_t n) {          \
-    return entropy_mass(d, row, n);                                                              \
-  }                                                                                              \
-  constexpr RowKernels k##SUFFIX##Kernels = {                                                    \
-      find_max_##SUFFIX,    fixed_weights_##SUFFIX, assign_bins_##SUFFIX,                        \
-      sum_kept_##SUFFIX,    race_row_##SUFFIX,      top_scores_##SUFFIX,                         \
-      noisy_scores_##SUFFIX, residual_mass_##SUFFIX, entropy_mass_##SUFFIX};
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kLowestFinite = std::numeric_limits<float>::lowest();
 
-void philox_block_portable(const PhiloxStream& stream, int64_t first, uint32_t* random) {
-  philox_block(stream, first, random);
-}
-TTC_ROW_KERNELS(Portable, , philox_block_portable)
-#if TTC_X86
-TTC_TARGET_AVX2 void philox_block_avx2(const PhiloxStream& stream, int64_t first,
-                                       uint32_t* random) {
-  philox_block(stream, first, random);
-}
-TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, philox_block_avx2)
-TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, philox_block_avx512)
-#endif
+// How far below the largest the candidates of a cut reach, as log2 of a weight: nearly always a few
+// dozen tokens are enough, and the blocks without any are not read.
+constexpr float kReaches[] = {8.0f, 16.0f, kInf};
 
 }  // namespace
 
-const RowKernels& row_kernels() {
-#if TTC_X86
-  if (cpu_isa() == Isa::kAvx512) return kAvx512Kernels;
-  if (cpu_isa() == Isa::kAvx2) return kAvx2Kernels;
-#endif
-  return kPortableKernels;
+void Row::open(const LogitRows& logits, int64_t r) {
+  const RowView wanted = row_view(logits, r);
+  if (wanted.data == view_.data && wanted.mask == view_.mask) return;
+  view_ = wanted;
+  const int64_t blocks = view_.num_blocks();
+  tops_.resize((blocks + kRowLanes - 1) / kRowLanes * kRowLanes);
+  scan_ = row_kernels().scan_row(view_, tops_.data());
+  std::fill(tops_.begin() + blocks, tops_.end(), kLowest);
 }
 
-const float* fp32_row(const LogitRows& logits, int64_t r, std::vector<float>& buffer) {
-  const char* row = logits.data + r * logits.stride;
-  const bool masked = logits.bitmask != nullptr;
-  if (logits.dtype == Dtype::kFloat32 && !masked) return reinterpret_cast<const float*>(row);
-  buffer.resize(logits.vocab_size);
-  widen(logits.dtype, row, logits.vocab_size, buffer.data());
-  if (masked) {
-    const int32_t* words = logits.bitmask + r * logits.mask_words;
-    for (int64_t i = 0; i < logits.vocab_size; ++i) {
-      const bool allowed = (static_cast<uint32_t>(words[i / 32]) >> (i % 32) & 1) != 0;
-      buffer[i] = allowed ? buffer[i] : -std::numeric_limits<float>::infinity();
-    }
-  }
-  return buffer.data();
+int64_t Row::argmax() {
+  if (scan_.max == kLowest) return -1;
+  if (scan_.special && row_kernels().count_specials(view_).bad > 0) return -1;
+  const int64_t b = std::find(tops_.begin(), tops_.end(), scan_.max) - tops_.begin();
+  float buffer[kRowBlock];
+  const float* logits = block_of(view_, b * kRowBlock, buffer);
+  return b * kRowBlock + (std::find(logits, logits + kRowBlock, scan_.max) - logits);
 }
 
-namespace {
+int64_t Row::count_finite() const {
+  return scan_.special ? view_.n - row_kernels().count_specials(view_).lowest : view_.n;
+}
 
-// Exact top-k and top-p without sorting the row: a histogram over the logits finds the bin in which
-// the cut lies, and only the tokens of that bin are sorted.
-class Selection {
- public:
-  Selection(const RowKernels& kernels, const float* row, int64_t n, float max,
-            float inv_temperature)
-      : kernels_(kernels), row_(row), n_(n), max_(max), inv_(inv_temperature), bins_(kNumBins) {
-    for_chunks([&](int64_t begin, int64_t count) {
-      kernels_.fixed_weights(row_ + begin, count, max_, inv_, weights_);
-      for (int64_t i = 0; i < count; ++i) {
-        bins_[chunk_[i]].mass += weights_[i];
-        ++bins_[chunk_[i]].count;
-      }
-    });
-    for (const Bin& bin : bins_) total_ += bin.mass;
-  }
+Race Row::race(const RowDist& target) const {
+  Race race;
+  race.row = view_;
+  race.tops = tops_.data();
+  race.target = target;
+  return race;
+}
 
-  // Keeps k tokens; their mass replaces the total that top_p refers to.
-  Cut top_k(int64_t k) {
-    Bin before;
-    int32_t b = 0;
-    while (before.count + bins_[b].count < k) before += bins_[b++];
-    const std::vector<Candidate> candidates = sorted_bin(b);
-    int64_t mass = before.mass;
-    size_t last = 0;
-    for (int64_t count = before.count + 1;; ++count, ++last) {
-      mass += fixed_weight(candidates[last].logit, max_, inv_);
-      if (count == k) break;
+// Takes the tokens with logits from `least` on as candidates.
+void Row::collect(float least, float inv_temperature) {
+  logits_.clear();
+  indices_.clear();
+  float buffer[kRowBlock];
+  for (int64_t b = 0; b < view_.num_blocks(); ++b) {
+    if (tops_[b] < least) continue;
+    const float* logits = block_of(view_, b * kRowBlock, buffer);
+    const size_t begin = logits_.size();
+    logits_.resize(begin + kRowBlock);
+    indices_.resize(begin + kRowBlock);
+    size_t end = begin;
+    for (int64_t i = 0; i < kRowBlock; ++i) {
+      logits_[end] = logits[i];
+      indices_[end] = static_cast<int32_t>(b * kRowBlock + i);
+      end += logits[i] >= least;
     }
-    total_ = mass;
-    return cut_after(candidates[last]);
+    logits_.resize(end);
+    indices_.resize(end);
   }
+  weights_.resize(logits_.size());
+  row_kernels().fixed_weights(logits_.data(), static_cast<int64_t>(logits_.size()), scan_.max,
+                              inv_temperature, weights_.data());
+}
 
-  // Keeps the shortest prefix with at least this share of the total.
-  Cut top_p(float share) {
-    const double wanted = std::ceil(static_cast<double>(share) * static_cast<double>(total_));
-    const int64_t target = std::clamp<int64_t>(static_cast<int64_t>(wanted), 1, total_);
-    Bin before;
-    int32_t b = 0;
-    while (before.mass + bins_[b].mass < target) before += bins_[b++];
-    const std::vector<Candidate> candidates = sorted_bin(b);
-    int64_t mass = before.mass;
-    size_t last = 0;
-    for (;; ++last) {
-      mass += fixed_weight(candidates[last].logit, max_, inv_);
-      if (mass >= target) break;
-    }
-    return cut_after(candidates[last]);
-  }
-
- private:
-  static constexpr int32_t kNumBins = 2048;   // 32 KiB, to stay in the first-level cache
-  static constexpr float kBinsPerNat = 32.0f;  // the last bin begins where weights are below 2^-40
-  static constexpr int64_t kChunk = 512;
-
-  struct Bin {
-    int64_t mass = 0;
-    int64_t count = 0;
-    void operator+=(const Bin& other) {
-      mass += other.mass;
-      count += other.count;
-    }
+// The shortest prefix of the candidates, in order of falling logit, ties to the lower index, with so
+// many tokens, or so much mass. False if they are too few.
+bool Row::cut_after(bool by_mass, int64_t target, float inv_temperature, Cut& cut, Kept& kept) {
+  const auto size = static_cast<int64_t>(logits_.size());
+  // A histogram over the logits finds the bin in which the cut lies; only its tokens are sorted. Each
+  // step from a logit to its bin is monotonic, which keeps a larger one from landing in a later bin.
+  constexpr int32_t kNumBins = 2048;
+  constexpr int64_t kFew = 256;  // one bin then
+  // Held back so that a temperature near the smallest float cannot give 0 * inf.
+  const float bins_per_logit = size <= kFew ? 0.0f : std::min(inv_temperature, 1e30f) * 32.0f;
+  const auto bin_of = [&](int64_t i) {
+    const float d = (scan_.max - logits_[i]) * bins_per_logit;
+    return static_cast<int32_t>(d < kNumBins - 1 ? d : kNumBins - 1);
   };
-
-  struct Candidate {
-    float logit;
-    int32_t index;
+  std::vector<Kept> bins(size <= kFew ? 1 : kNumBins, Kept{0, 0});
+  for (int64_t i = 0; i < size; ++i) {
+    Kept& bin = bins[bin_of(i)];
+    ++bin.count;
+    bin.mass += weights_[i];
+  }
+  kept = {0, 0};
+  const auto reached = [&](const Kept& more) {
+    return (by_mass ? kept.mass + more.mass : kept.count + more.count) >= target;
   };
-
-  template <typename Body>
-  void for_chunks(const Body& body) {
-    // Held back so that a temperature near the smallest float cannot give 0 * inf.
-    const float scale = std::min(inv_, 1e30f) * kBinsPerNat;
-    for (int64_t begin = 0; begin < n_; begin += kChunk) {
-      const int64_t count = std::min(kChunk, n_ - begin);
-      kernels_.assign_bins(row_ + begin, count, max_, scale, kNumBins - 1, chunk_);
-      body(begin, count);
+  int32_t b = 0;
+  for (; b < static_cast<int32_t>(bins.size()) && !reached(bins[b]); ++b) {
+    kept.count += bins[b].count;
+    kept.mass += bins[b].mass;
+  }
+  if (b == static_cast<int32_t>(bins.size())) return false;
+  std::vector<int32_t> order;
+  order.reserve(bins[b].count);
+  for (int64_t i = 0; i < size; ++i) {
+    if (bin_of(i) == b) order.push_back(static_cast<int32_t>(i));
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t i, int32_t j) { return logits_[i] > logits_[j]; });
+  for (const int32_t i : order) {
+    const bool last = reached({1, weights_[i]});
+    ++kept.count;
+    kept.mass += weights_[i];
+    if (last) {
+      cut = {logits_[i], indices_[i] + 1};
+      break;
     }
   }
+  return true;
+}
 
-  std::vector<Candidate> sorted_bin(int32_t bin) {
-    std::vector<Candidate> candidates;
-    candidates.reserve(bins_[bin].count);
-    for_chunks([&](int64_t begin, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) {
-        if (chunk_[i] != bin) continue;
-        candidates.push_back({row_[begin + i], static_cast<int32_t>(begin + i)});
-      }
-    });
-    std::stable_sort(candidates.begin(), candidates.end(),
-                     [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; });
-    return candidates;
+// Exact top-k, top-p and min-p among the candidates; false if the cut lies below them.
+bool Row::cut_of(const RowFilters& p, int64_t r, float inv_temperature, int64_t total, Cut& cut) {
+  cut = Cut{};
+  Kept kept;
+  if (p.top_k[r] > 0 && p.top_k[r] < view_.n) {
+    // What is kept is what top_p refers to; all, if there are no k tokens.
+    if (cut_after(false, p.top_k[r], inv_temperature, cut, kept)) {
+      total = kept.mass;
+    } else if (static_cast<int64_t>(logits_.size()) < count_finite()) {
+      return false;
+    }
   }
-
-  static Cut cut_after(const Candidate& last) {
-    if (last.logit == -std::numeric_limits<float>::infinity()) return Cut{};
-    return {last.logit, last.index + 1};
+  if (p.top_p[r] < 1.0f) {
+    const double wanted =
+        std::ceil(static_cast<double>(p.top_p[r]) * static_cast<double>(total));
+    const int64_t target = std::clamp<int64_t>(static_cast<int64_t>(wanted), 1, total);
+    Cut shortest;
+    if (!cut_after(true, target, inv_temperature, shortest, kept)) return false;
+    cut = narrower(cut, shortest);
   }
+  return true;
+}
 
-  const RowKernels& kernels_;
-  const float* row_;
-  int64_t n_;
-  float max_;
-  float inv_;
-  std::vector<Bin> bins_;
-  int64_t total_ = 0;
-  int32_t chunk_[kChunk];
-  int64_t weights_[kChunk];
-};
+Row::Kept Row::kept_by(const Cut& cut) const {
+  Kept kept = {0, 0};
+  for (size_t i = 0; i < logits_.size(); ++i) {
+    const bool is_in = logits_[i] > cut.pivot ||
+                       (logits_[i] == cut.pivot && indices_[i] < cut.tie_end);
+    kept.count += is_in;
+    kept.mass += is_in ? weights_[i] : 0;
+  }
+  return kept;
+}
 
-}  // namespace
-
-void describe_row(const LogitRows& logits, const RowFilters& p, int64_t r, const float* row,
-                  float* desc) {
-  const int64_t n = logits.vocab_size;
-  const RowKernels& kernels = row_kernels();
+void Row::describe(const RowFilters& p, int64_t r, float* desc) {
   const float temperature = p.temperature[r];
-  const RowMax top = kernels.find_max(row, n);
+  const int64_t top = argmax();
   std::fill_n(desc, kDescriptorColumns, 0.0f);
   desc[kTemperature] = temperature;
-  desc[kArgmax] = static_cast<float>(top.argmax);
-  desc[kMax] = top.max;
-  if (top.argmax < 0) {
-    desc[kPivot] = std::numeric_limits<float>::infinity();
+  desc[kArgmax] = static_cast<float>(top);
+  desc[kMax] = scan_.max;
+  if (top < 0) {
+    desc[kPivot] = kInf;
     desc[kLogZ] = desc[kLogZAll] = desc[kMax] = std::numeric_limits<float>::quiet_NaN();
-    desc[kZ] = 0.0f;
     return;
   }
   if (temperature == 0.0f) {
-    desc[kPivot] = top.max;
-    desc[kTieEnd] = static_cast<float>(top.argmax + 1);
+    desc[kPivot] = scan_.max;
+    desc[kTieEnd] = static_cast<float>(top + 1);
     desc[kNumKept] = desc[kZ] = 1.0f;
     return;
   }
   const float inv = 1.0f / temperature;
+  const int64_t total = sum_weights(inv);
+  const bool ranked = (p.top_k[r] > 0 && p.top_k[r] < view_.n) || p.top_p[r] < 1.0f;
   Cut cut;
-  const bool use_top_k = p.top_k[r] > 0 && p.top_k[r] < n;
-  if (use_top_k || p.top_p[r] < 1.0f) {
-    Selection selection(kernels, row, n, top.max, inv);
-    if (use_top_k) cut = selection.top_k(p.top_k[r]);
-    if (p.top_p[r] < 1.0f) cut = narrower(cut, selection.top_p(p.top_p[r]));
+  float least = kInf;  // of the candidates
+  for (const float* reach = kReaches; ranked; ++reach) {
+    least = std::max(scan_.max - *reach / (inv * kLog2E), kLowestFinite);
+    collect(least, inv);
+    if (cut_of(p, r, inv, total, cut)) break;
   }
-  if (p.min_p[r] > 0.0f) {
-    cut = narrower(cut, min_p_cut(top.max, temperature, p.min_p[r]));
+  if (p.min_p[r] > 0.0f) cut = narrower(cut, min_p_cut(scan_.max, temperature, p.min_p[r]));
+  Kept kept;
+  if (!ranked && p.min_p[r] == 0.0f) {
+    kept = {count_finite(), total};
+  } else {
+    if (cut.pivot < least) collect(cut.pivot, inv);
+    kept = kept_by(cut);
   }
-  const KeptSums sums = kernels.sum_kept(row, n, top.max, inv, cut.pivot, cut.tie_end);
   desc[kPivot] = cut.pivot;
-  desc[kTieEnd] = static_cast<float>(std::min<int64_t>(cut.tie_end, n));
-  desc[kZ] = static_cast<float>(sums.mass) * 0x1p-40f;
+  desc[kTieEnd] = static_cast<float>(std::min<int64_t>(cut.tie_end, view_.n));
+  desc[kZ] = static_cast<float>(kept.mass) * 0x1p-40f;
   desc[kLogZ] = log_fp32(desc[kZ]);
-  desc[kNumKept] = static_cast<float>(sums.count);
-  desc[kLogZAll] = log_fp32(static_cast<float>(sums.mass_all) * 0x1p-40f);
+  desc[kNumKept] = static_cast<float>(kept.count);
+  desc[kLogZAll] = log_fp32(static_cast<float>(total) * 0x1p-40f);
 }
 
 void row_descriptor(const RowDescriptorParams& p, ParallelFor parallel_for) {
   parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer;
+    Row row;
     for (int64_t r = begin; r < end; ++r) {
-      describe_row(p.logits, p.filters, r, fp32_row(p.logits, r, buffer),
-                   p.descriptors + r * kDescriptorColumns);
+      row.open(p.logits, r);
+      row.describe(p.filters, r, p.descriptors + r * kDescriptorColumns);
     }
   });
 }
 
 void sample_tokens(const SampleTokensParams& p, ParallelFor parallel_for) {
   parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer;
+    Row row;
     for (int64_t r = begin; r < end; ++r) {
       const float* desc = p.descriptors + r * kDescriptorColumns;
       p.tokens[r] = static_cast<int32_t>(desc[kArgmax]);
       if (p.tokens[r] < 0 || desc[kTemperature] == 0.0f) continue;
-      Race race;
-      race.target = row_dist(desc);
+      row.open(p.logits, r);
+      Race race = row.race(row_dist(desc));
       race.stream = philox_stream(static_cast<uint64_t>(p.seeds[r]),
                                   static_cast<uint64_t>(p.positions[r]), RandomDomain::kTarget, 0);
-      const float* row = fp32_row(p.logits, r, buffer);
-      p.tokens[r] =
-          static_cast<int32_t>(row_kernels().race_row(race, row, p.logits.vocab_size).index);
+      p.tokens[r] = static_cast<int32_t>(row_kernels().race_row(race).index);
     }
   });
 }

@@ -1,10 +1,8 @@
-// What the CPU ops share: the row loops for this machine, and rows as fp32.
+// What the CPU ops share: the row loops for this machine, and one row with what is known of it.
 #pragma once
 
-#include <cmath>
 #include <vector>
 
-#include "common/convert.h"
 #include "verify/row_kernels.h"
 #include "verify/verify.h"
 
@@ -12,32 +10,70 @@ namespace ttc {
 
 // The loops of row_kernels.h, compiled for one instruction set.
 struct RowKernels {
-  RowMax (*find_max)(const float*, int64_t);
+  RowScan (*scan_row)(const RowView&, float*);
+  Specials (*count_specials)(const RowView&);
+  int64_t (*sum_weights)(const RowView&, float, float, const float*);
   void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
-  void (*assign_bins)(const float*, int64_t, float, float, int32_t, int32_t*);
-  KeptSums (*sum_kept)(const float*, int64_t, float, float, float, int32_t);
-  Winner (*race_row)(const Race&, const float*, int64_t);
-  int64_t (*top_scores)(const Race&, const float*, int64_t, int64_t, Winner*);
-  int64_t (*top_scores_with_noise)(const Race&, const float*, int64_t, int64_t, Winner*);
-  int64_t (*residual_mass)(const RowDist&, const float*, const RowDist&, const float*, int64_t,
-                           float);
-  int64_t (*entropy_mass)(const RowDist&, const float*, int64_t);
+  Winner (*race_row)(const Race&);
+  int64_t (*top_scores)(const Race&, int64_t, Winner*);
+  int64_t (*top_scores_with_noise)(const Race&, int64_t, Winner*);
+  int64_t (*residual_mass)(const RowDist&, const RowView&, const RowDist&, const RowView&, float);
+  int64_t (*entropy_mass)(const RowDist&, const RowView&);
 };
 
 const RowKernels& row_kernels();
 
-// The row as fp32: itself, or widened into `buffer`; what the bitmask forbids is -inf.
-const float* fp32_row(const LogitRows& logits, int64_t r, std::vector<float>& buffer);
-
-void describe_row(const LogitRows& logits, const RowFilters& filters, int64_t r, const float* row,
-                  float* desc);
+inline RowView row_view(const LogitRows& logits, int64_t r) {
+  const int32_t* mask =
+      logits.bitmask == nullptr ? nullptr : logits.bitmask + r * logits.mask_words;
+  return {logits.data + r * logits.stride, logits.dtype, logits.vocab_size, mask};
+}
 
 inline float one_logit(const LogitRows& logits, int64_t r, int64_t token) {
-  if (!is_allowed(logits, r, token)) return -std::numeric_limits<float>::infinity();
+  if (!is_allowed(logits, r, token)) return kLowest;
   const int64_t size = dtype_bytes(logits.dtype);
   float value;
   widen(logits.dtype, logits.data + r * logits.stride + token * size, 1, &value);
   return value;
 }
+
+// A thread's view of one row after the other: the largest logit of each block, found when the row is
+// opened, and the candidates of a cut.
+class Row {
+ public:
+  // The tops are kept for as long as the same row is opened again.
+  void open(const LogitRows& logits, int64_t r);
+
+  const RowView& view() const { return view_; }
+  float max() const { return scan_.max; }
+  // The lowest index of the largest logit; -1: the row has no distribution.
+  int64_t argmax();
+
+  void describe(const RowFilters& filters, int64_t r, float* desc);
+  Race race(const RowDist& target) const;
+
+  int64_t sum_weights(float inv_temperature) const {
+    return row_kernels().sum_weights(view_, scan_.max, inv_temperature, tops_.data());
+  }
+
+ private:
+  struct Kept {
+    int64_t count, mass;
+  };
+
+  int64_t count_finite() const;
+  void collect(float least, float inv_temperature);
+  bool cut_of(const RowFilters& filters, int64_t r, float inv_temperature, int64_t total, Cut& cut);
+  bool cut_after(bool by_mass, int64_t target, float inv_temperature, Cut& cut, Kept& kept);
+  Kept kept_by(const Cut& cut) const;
+
+  RowView view_;
+  RowScan scan_ = {};
+  std::vector<float> tops_;
+  // Tokens from some logit on, in rising order of their index.
+  std::vector<float> logits_;
+  std::vector<int32_t> indices_;
+  std::vector<int64_t> weights_;
+};
 
 }  // namespace ttc

@@ -1,6 +1,6 @@
 // Verification of drafts, sampling of drafts and log-probabilities on the CPU.
 #include <algorithm>
-#include <limits>
+#include <atomic>
 #include <vector>
 
 #include "verify/cpu_rows.h"
@@ -27,8 +27,8 @@ class CpuRows {
 
   bool usable(int64_t row) {
     if (!described_[row - first_]) {
-      float* desc = p_.descriptors + row * kDescriptorColumns;
-      describe_row(p_.logits, p_.filters, row, fp32_row(p_.logits, row, target_buffer_), desc);
+      target_.open(p_.logits, row);
+      target_.describe(p_.filters, row, p_.descriptors + row * kDescriptorColumns);
       described_[row - first_] = true;
     }
     return has_distribution(row);
@@ -36,7 +36,7 @@ class CpuRows {
 
   bool has_distribution(int64_t row) const { return dist(row).argmax >= 0; }
 
-  float target(int64_t row, int32_t token) {
+  float target(int64_t row, int32_t token) const {
     return probability(dist(row), one_logit(p_.logits, row, token), token);
   }
 
@@ -63,10 +63,9 @@ class CpuRows {
   int64_t residual_mass(int64_t row, float c, const int32_t* excluded, int64_t num_excluded) {
     int64_t mass;
     if (p_.draft.ids == nullptr) {
-      const int64_t r = draft_row(row), n = p_.logits.vocab_size;
-      const float* target_row = fp32_row(p_.logits, row, target_buffer_);
-      const float* draft_row = fp32_row(p_.draft.logits, r, draft_buffer_);
-      mass = row_kernels().residual_mass(dist(row), target_row, draft_dist(r), draft_row, n, c);
+      const int64_t r = draft_row(row);
+      mass = row_kernels().residual_mass(dist(row), row_view(p_.logits, row), draft_dist(r),
+                                         row_view(p_.draft.logits, r), c);
       for (int64_t i = 0; i < num_excluded; ++i) {
         mass -= to_fixed(remainder_of(target(row, excluded[i]), c, draft(row, excluded[i])));
       }
@@ -86,21 +85,20 @@ class CpuRows {
 
   int32_t race(int64_t row, const PhiloxStream& stream, float c, const int32_t* excluded,
                int64_t num_excluded) {
-    Race race;
-    race.target = dist(row);
+    const RowDist d = dist(row);
+    if (d.inv_temperature == 0.0f) return greedy(row, d.argmax, c, excluded, num_excluded);
+    target_.open(p_.logits, row);
+    Race race = target_.race(d);
     race.stream = stream;
     race.excluded = excluded;
     race.num_excluded = num_excluded;
-    if (race.target.inv_temperature == 0.0f) return greedy(row, race.target.argmax, race, c);
-    const float* target_row = fp32_row(p_.logits, row, target_buffer_);
-    const bool residual = c != 0.0f;
-    if (!residual) return winner(race, target_row);
+    if (c == 0.0f) return winner(race, kNoWinner);
     if (p_.draft.ids == nullptr) {
       const int64_t r = draft_row(row);
-      race.draft = fp32_row(p_.draft.logits, r, draft_buffer_);
+      race.draft = row_view(p_.draft.logits, r);
       race.draft_dist = draft_dist(r);
       race.c = c;
-      return winner(race, target_row);
+      return winner(race, kNoWinner);
     }
     // The tokens that q supports race by themselves.
     excluded_.assign(excluded, excluded + num_excluded);
@@ -109,23 +107,18 @@ class CpuRows {
       excluded_.push_back(token);
       const float p = target(row, token), left = remainder_of(p, c, q);
       if (!(left > 0.0f)) return;
-      const Philox4 words = philox_draw(stream, static_cast<uint32_t>(token / 4));
-      const float scaled =
-          (one_logit(p_.logits, row, token) - race.target.max) * race.target.inv_temperature;
-      const Winner found = {(scaled + log_fp32(left / p)) + gumbel(words.word[token % 4]), token};
+      const float scaled = (one_logit(p_.logits, row, token) - d.max) * d.inv_temperature;
+      const Winner found = {(scaled + log_fp32(left / p)) + token_noise(stream, token), token};
       if (beats(found, best)) best = found;
     });
     std::sort(excluded_.begin(), excluded_.end());
     race.excluded = excluded_.data();
     race.num_excluded = static_cast<int64_t>(excluded_.size());
-    const Winner other = row_kernels().race_row(race, target_row, p_.logits.vocab_size);
-    if (beats(other, best)) best = other;
-    return best.index == kNoWinner.index ? -1 : static_cast<int32_t>(best.index);
+    return winner(race, best);
   }
 
   int64_t entropy(int64_t row) {
-    const float* logits = fp32_row(p_.logits, row, target_buffer_);
-    return row_kernels().entropy_mass(dist(row), logits, p_.logits.vocab_size);
+    return row_kernels().entropy_mass(dist(row), row_view(p_.logits, row));
   }
 
  private:
@@ -156,13 +149,16 @@ class CpuRows {
     }
   }
 
-  int32_t winner(const Race& race, const float* row) const {
-    const Winner best = row_kernels().race_row(race, row, p_.logits.vocab_size);
+  // The winner of the race and of who won already; -1 for none.
+  static int32_t winner(const Race& race, const Winner& other) {
+    const Winner found = row_kernels().race_row(race);
+    const Winner& best = beats(found, other) ? found : other;
     return best.index == kNoWinner.index ? -1 : static_cast<int32_t>(best.index);
   }
 
-  int32_t greedy(int64_t row, int32_t argmax, const Race& race, float c) {
-    if (std::binary_search(race.excluded, race.excluded + race.num_excluded, argmax)) return -1;
+  int32_t greedy(int64_t row, int32_t argmax, float c, const int32_t* excluded,
+                 int64_t num_excluded) const {
+    if (std::binary_search(excluded, excluded + num_excluded, argmax)) return -1;
     if (c != 0.0f && !(remainder_of(target(row, argmax), c, draft(row, argmax)) > 0.0f)) return -1;
     return argmax;
   }
@@ -170,7 +166,7 @@ class CpuRows {
   const VerifyParams& p_;
   int64_t first_ = 0;
   std::vector<char> described_;
-  std::vector<float> target_buffer_, draft_buffer_;
+  Row target_;
   std::vector<int32_t> excluded_;
 };
 
@@ -190,10 +186,12 @@ void walk(const VerifyParams& p, int64_t request, CpuRows& rows, WalkScratch& sc
 }  // namespace
 
 void verify(const VerifyParams& p, ParallelFor parallel_for) {
-  parallel_for(0, p.num_requests, 1, [&](int64_t begin, int64_t end) {
+  // Some requests read many rows and others one: each thread takes the next as it gets to it.
+  std::atomic<int64_t> next = 0;
+  parallel_for(0, p.num_requests, 1, [&](int64_t, int64_t) {
     CpuRows rows(p);
     WalkScratch scratch;
-    for (int64_t b = begin; b < end; ++b) {
+    for (int64_t b = next++; b < p.num_requests; b = next++) {
       rows.begin_request(p.cu_nodes[b], p.cu_nodes[b + 1] - p.cu_nodes[b]);
       walk(p, b, rows, scratch);
     }
@@ -202,14 +200,13 @@ void verify(const VerifyParams& p, ParallelFor parallel_for) {
 
 void sample_children(const SampleChildrenParams& p, ParallelFor parallel_for) {
   const RowKernels& kernels = row_kernels();
-  const int64_t n = p.logits.vocab_size;
   parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer;
+    Row row;
     std::vector<Winner> best(p.k);
     for (int64_t r = begin; r < end; ++r) {
-      Race race;
-      race.target = row_dist(p.descriptors + r * kDescriptorColumns);
-      const float* row = fp32_row(p.logits, r, buffer);
+      const RowDist d = row_dist(p.descriptors + r * kDescriptorColumns);
+      row.open(p.logits, r);
+      Race race = row.race(d);
       const auto stream = [&](uint32_t child) {
         const auto seed = static_cast<uint64_t>(p.seeds[r]);
         const auto position = static_cast<uint64_t>(p.positions[r]);
@@ -218,27 +215,26 @@ void sample_children(const SampleChildrenParams& p, ParallelFor parallel_for) {
         return philox_stream(seed, position, RandomDomain::kDraft, sub_index);
       };
       int64_t count = 0;
-      if (race.target.argmax < 0) {
-      } else if (race.target.inv_temperature == 0.0f) {  // there is one token only
+      if (d.argmax < 0) {
+      } else if (d.inv_temperature == 0.0f) {  // there is one token only
         count = p.mode == ChildMode::kIid ? p.k : 1;
-        std::fill_n(best.begin(), count, Winner{0.0f, race.target.argmax});
+        std::fill_n(best.begin(), count, Winner{0.0f, d.argmax});
       } else if (p.mode == ChildMode::kTopK) {
-        count = kernels.top_scores(race, row, n, p.k, best.data());
+        count = kernels.top_scores(race, p.k, best.data());
       } else if (p.mode == ChildMode::kWithoutReplacement) {
         race.stream = stream(0);
-        count = kernels.top_scores_with_noise(race, row, n, p.k, best.data());
+        count = kernels.top_scores_with_noise(race, p.k, best.data());
       } else {
         for (count = 0; count < p.k; ++count) {
           race.stream = stream(static_cast<uint32_t>(count));
-          best[count] = kernels.race_row(race, row, n);
+          best[count] = kernels.race_row(race);
         }
       }
-      constexpr float kLowest = -std::numeric_limits<float>::infinity();
       for (int64_t i = 0; i < p.k; ++i) {
         const bool there = i < count;
         const int64_t token = there ? best[i].index : -1;
         p.tokens[r * p.k + i] = static_cast<int32_t>(token);
-        p.logprobs[r * p.k + i] = there ? log_probability(race.target, row[token], token) : kLowest;
+        p.logprobs[r * p.k + i] = there ? log_probability(d, one_logit(p.logits, r, token), token) : kLowest;
         p.scores[r * p.k + i] = there ? best[i].score : kLowest;
       }
     }
@@ -247,9 +243,8 @@ void sample_children(const SampleChildrenParams& p, ParallelFor parallel_for) {
 
 void token_logprobs(const TokenLogprobsParams& p, ParallelFor parallel_for) {
   const int64_t n = p.logits.vocab_size;
-  constexpr float kLowest = -std::numeric_limits<float>::infinity();
   parallel_for(0, p.count, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer;
+    Row row;
     for (int64_t i = begin; i < end; ++i) {
       const int64_t r = p.rows[i], token = p.tokens[i];
       const bool there = r >= 0 && token >= 0 && token < n;
@@ -260,14 +255,17 @@ void token_logprobs(const TokenLogprobsParams& p, ParallelFor parallel_for) {
       if (p.raw == nullptr) continue;
       LogitRows plain = p.logits;
       plain.bitmask = nullptr;
-      const float* row = there ? fp32_row(plain, r, buffer) : nullptr;
-      const RowMax top = there ? row_kernels().find_max(row, n) : RowMax{0.0f, -1};
-      if (top.argmax < 0) {
-        p.raw[i] = there ? kLowest : 0.0f;
+      if (!there) {
+        p.raw[i] = 0.0f;
         continue;
       }
-      const KeptSums sums = row_kernels().sum_kept(row, n, top.max, 1.0f, kLowest, 0);
-      p.raw[i] = (row[token] - top.max) - log_fp32(static_cast<float>(sums.mass_all) * 0x1p-40f);
+      row.open(plain, r);
+      if (row.argmax() < 0) {
+        p.raw[i] = kLowest;
+        continue;
+      }
+      const float mass = static_cast<float>(row.sum_weights(1.0f)) * 0x1p-40f;
+      p.raw[i] = (one_logit(plain, r, token) - row.max()) - log_fp32(mass);
     }
   });
 }

@@ -1,11 +1,13 @@
-// exp, log and Gumbel noise from single-precision additions and multiplications alone.
+// exp, log and Gumbel noise from single-precision additions, multiplications and fused
+// multiply-adds alone.
 //
 // IEEE 754 defines the result of each of these operations, so every machine, vector width and
 // backend that evaluates them in the order written gets the same bits, and equal logits give equal
-// tokens. That is why nothing here is fused (compile with -ffp-contract=off) or comes from a math
+// tokens. That is why nothing here is fused unasked (-ffp-contract=off) or comes from a math
 // library.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -70,10 +72,44 @@ TTC_HOST_DEVICE float uniform(uint32_t random) {
   return (r < 4294967040.0f ? r : 4294967040.0f) * 0x1p-32f;
 }
 
-// Standard Gumbel noise, at most gumbel(0) = 22.87.
-TTC_HOST_DEVICE float gumbel(uint32_t random) { return -log_fp32(exponential(uniform(random))); }
+// Gumbel noise of a row's tokens, made so that most of it never has to be: -log of independent
+// exponential clocks, in blocks of 256. The first clock to ring among 256 does so at Exp(1) / 256, in
+// a uniform place, and since clocks have no memory the others ring at that time plus Exp(1) each. So
+// two random words of a block bound all its noise, and only a block that may win draws its tokens'.
+constexpr int64_t kNoiseBlock = 256;
 
-constexpr float kGumbelMax = 22.875f;
+struct NoiseBlock {
+  float least;    // the earliest clock of the block
+  int32_t place;  // whose it is, from the block's beginning
+};
+
+// Counters of blocks; those of tokens are below 2^22.
+constexpr uint32_t kNoiseBlockCounter = 0x80000000u;
+
+TTC_HOST_DEVICE NoiseBlock noise_block_of(uint32_t word0, uint32_t word1) {
+  return {exponential(uniform(word0)) * (1.0f / kNoiseBlock), static_cast<int32_t>(word1 >> 24)};
+}
+
+TTC_HOST_DEVICE NoiseBlock noise_block(const PhiloxStream& stream, int64_t block) {
+  const Philox4 words = philox_draw(stream, kNoiseBlockCounter + static_cast<uint32_t>(block));
+  return noise_block_of(words.word[0], words.word[1]);
+}
+
+// No less than the noise of any token of the block; log_fp32 may be out of order by an ulp.
+TTC_HOST_DEVICE float noise_bound(const NoiseBlock& block) { return -log_fp32(block.least) + 1e-3f; }
+
+// Standard Gumbel noise of token `index`, whose random word this is.
+TTC_HOST_DEVICE float token_noise(const NoiseBlock& block, int64_t index, uint32_t word) {
+  const float later = block.least + exponential(uniform(word));
+  return -log_fp32(static_cast<int32_t>(index % kNoiseBlock) == block.place ? block.least : later);
+}
+
+TTC_HOST_DEVICE float token_noise(const PhiloxStream& stream, int64_t index) {
+  const Philox4 words = philox_draw(stream, static_cast<uint32_t>(index / 4));
+  const uint32_t even = index % 4 < 2 ? words.word[0] : words.word[2];
+  const uint32_t odd = index % 4 < 2 ? words.word[1] : words.word[3];
+  return token_noise(noise_block(stream, index / kNoiseBlock), index, index % 2 == 0 ? even : odd);
+}
 
 // exp(x) for x <= 0, relative error 1e-7; 1 at 0; below -80 it stays at exp(-80).
 TTC_HOST_DEVICE float exp_fp32(float x) {
@@ -88,6 +124,24 @@ TTC_HOST_DEVICE float exp_fp32(float x) {
   p = p * r + 0.4999999403953552f;
   const float y = (p * (r * r) + r) + 1.0f;
   return y * bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(k) + 127) << 23);
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// 2^y for y <= 0, relative error 2e-7; 1 at 0; below -120 it stays at 2^-120. fmaf is IEEE's fused
+// operation, rounded once, and so as well defined as the others.
+TTC_HOST_DEVICE float exp2_fp32(float y) {
+  y = y > -120.0f ? y : -120.0f;
+  const float magic = 12582912.0f;
+  const float shifted = y + magic;  // its low bits are the nearest integer to y
+  const float r = y - (shifted - magic);
+  float p = 0.001326472731307149f;
+  p = fmaf(p, r, 0.009671512991189957f);
+  p = fmaf(p, r, 0.05550733581185341f);
+  p = fmaf(p, r, 0.24022242426872253f);
+  p = fmaf(p, r, 0.6931470036506653f);
+  p = fmaf(p, r, 1.0f);
+  return bits_to_float(float_to_bits(p) + (float_to_bits(shifted) << 23));
 }
 
 // w in [0, 1] as an integer multiple of 2^-40. Sums of integers do not depend on their order, so

@@ -1,7 +1,12 @@
 // The passes over one row of logits, in plain loops that are compiled once per instruction set.
 // All variants give the same bits; see fp32_math.h.
+//
+// A row of any float type is read in blocks of 256 tokens, widened to fp32 in the first-level cache.
+// The first pass keeps the largest logit of every block; after it most blocks are passed over unread
+// by all that looks for a few tokens: races, the likeliest tokens, cuts.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -9,6 +14,7 @@
 #include <immintrin.h>
 #endif
 
+#include "common/convert.h"
 #include "common/isa.h"
 #include "common/philox.h"
 #include "verify/row_math.h"
@@ -16,96 +22,175 @@
 namespace ttc {
 
 constexpr int64_t kRowLanes = 16;
-constexpr int64_t kRowBlock = 64;
+constexpr int64_t kRowPiece = 64;
+constexpr int64_t kRowBlock = kNoiseBlock;
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-struct RowMax {
-  float max;
-  int64_t argmax;  // -1: the row has no distribution
+// One row of logits. What `mask` has no bit for counts as -inf.
+struct RowView {
+  const char* data = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  int64_t n = 0;
+  const int32_t* mask = nullptr;
+
+  int64_t num_blocks() const { return (n + kRowBlock - 1) / kRowBlock; }
 };
 
-TTC_ALWAYS_INLINE RowMax find_max(const float* row, int64_t n) {
-  constexpr float kInf = std::numeric_limits<float>::infinity();
-  float lane_max[kRowLanes];
-  int32_t bad[kRowLanes] = {};
-  for (float& value : lane_max) value = -kInf;
-  int64_t i = 0;
-  for (; i + kRowLanes <= n; i += kRowLanes) {
-    for (int64_t j = 0; j < kRowLanes; ++j) {
-      const float l = row[i + j];
-      lane_max[j] = l > lane_max[j] ? l : lane_max[j];
-      bad[j] |= l < kInf ? 0 : 1;  // NaN or +inf
+// 256 logits from `first` on, a multiple of 256: those of the row, or widened into `buffer`; after the
+// row's end -inf.
+TTC_ALWAYS_INLINE const float* block_of(const RowView& row, int64_t first, float* buffer) {
+  const int64_t count = row.n - first < kRowBlock ? row.n - first : kRowBlock;
+  const char* source = row.data + first * dtype_bytes(row.dtype);
+  if (count == kRowBlock && row.mask == nullptr && row.dtype == Dtype::kFloat32) {
+    return reinterpret_cast<const float*>(source);
+  }
+  if (count == kRowBlock && row.dtype == Dtype::kBFloat16) {
+    const auto* bfloats = reinterpret_cast<const uint16_t*>(source);
+    for (int64_t i = 0; i < kRowBlock; ++i) buffer[i] = bfloat_to_float(bfloats[i]);
+  } else {
+    widen(row.dtype, source, count, buffer);
+    for (int64_t i = count; i < kRowBlock; ++i) buffer[i] = kLowest;
+  }
+  if (row.mask != nullptr) {
+    for (int64_t i = 0; i < count; ++i) {
+      const auto word = static_cast<uint32_t>(row.mask[(first + i) / 32]);
+      buffer[i] = (word >> (i % 32) & 1) != 0 ? buffer[i] : kLowest;
     }
   }
-  for (; i < n; ++i) {
-    lane_max[0] = row[i] > lane_max[0] ? row[i] : lane_max[0];
-    bad[0] |= row[i] < kInf ? 0 : 1;
-  }
-  RowMax result{-kInf, -1};
-  bool any_bad = false;
-  for (int64_t j = 0; j < kRowLanes; ++j) {
-    result.max = lane_max[j] > result.max ? lane_max[j] : result.max;
-    any_bad = any_bad || bad[j] != 0;
-  }
-  if (any_bad || result.max == -kInf) return result;
-  result.argmax = 0;
-  while (row[result.argmax] != result.max) ++result.argmax;
-  return result;
+  return buffer;
 }
 
-// weights[i] = fixed_weight(row[i])
-TTC_ALWAYS_INLINE void fixed_weights(const float* row, int64_t n, float max, float inv_temperature,
-                                     int64_t* weights) {
-  for (int64_t i = 0; i < n; ++i) weights[i] = fixed_weight(row[i], max, inv_temperature);
-}
-
-// A bin is a range of logits, the largest in bin 0. Not rounding, but each step being monotonic, is
-// what keeps a larger logit from landing in a later bin.
-TTC_ALWAYS_INLINE void assign_bins(const float* row, int64_t n, float max, float bins_per_logit,
-                                   int32_t last_bin, int32_t* bins) {
-  const float last = static_cast<float>(last_bin);
-  for (int64_t i = 0; i < n; ++i) {
-    const float d = (max - row[i]) * bins_per_logit;
-    bins[i] = static_cast<int32_t>(d < last ? d : last);
-  }
-}
-
-struct KeptSums {
-  int64_t count;     // of kept tokens
-  int64_t mass;      // their weights
-  int64_t mass_all;  // weights of all tokens
+struct RowScan {
+  float max;
+  bool special;  // something is NaN or infinite
 };
 
-TTC_ALWAYS_INLINE KeptSums sum_kept(const float* row, int64_t n, float max, float inv_temperature,
-                                    float pivot, int32_t tie_end) {
-  int64_t count = 0, mass = 0, mass_all = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float l = row[i];
-    const int64_t weight = fixed_weight(l, max, inv_temperature);
-    const bool kept = (l > pivot) | ((l == pivot) & (static_cast<int32_t>(i) < tie_end));
-    mass_all += weight;
-    mass += kept ? weight : 0;
-    count += kept ? 1 : 0;
+// tops[b] = the largest logit of block b, NaNs aside.
+TTC_ALWAYS_INLINE RowScan scan_row(const RowView& row, float* tops) {
+  float buffer[kRowBlock];
+  int32_t largest[kRowLanes] = {};  // bits of |logit|
+  float max = kLowest;
+  for (int64_t first = 0; first < row.n; first += kRowBlock) {
+    const float* logits = block_of(row, first, buffer);
+    if (row.n - first < kRowBlock) {  // no -inf that is not the row's own
+      for (int64_t i = row.n - first; i < kRowBlock; ++i) buffer[i] = buffer[0];
+    }
+    float lanes[kRowPiece];
+    for (float& lane : lanes) lane = kLowest;
+    for (int64_t b = 0; b < kRowBlock; b += kRowPiece) {
+      for (int64_t j = 0; j < kRowPiece; ++j) lanes[j] = logits[b + j] > lanes[j] ? logits[b + j] : lanes[j];
+      for (int64_t c = b; c < b + kRowPiece; c += kRowLanes) {
+        for (int64_t j = 0; j < kRowLanes; ++j) {
+          const auto bits = static_cast<int32_t>(float_to_bits(logits[c + j]) & 0x7fffffffu);
+          largest[j] = bits > largest[j] ? bits : largest[j];
+        }
+      }
+    }
+    for (int64_t half = kRowPiece / 2; half > 0; half /= 2) {
+      for (int64_t j = 0; j < half; ++j) lanes[j] = lanes[half + j] > lanes[j] ? lanes[half + j] : lanes[j];
+    }
+    tops[first / kRowBlock] = lanes[0];
+    max = lanes[0] > max ? lanes[0] : max;
   }
-  return {count, mass, mass_all};
+  int32_t bits = 0;
+  for (int32_t lane : largest) bits = lane > bits ? lane : bits;
+  return {max, bits >= 0x7f800000};
+}
+
+// How many of a row are NaN or +inf, and how many are -inf.
+struct Specials {
+  int64_t bad, lowest;
+};
+
+TTC_ALWAYS_INLINE Specials count_specials(const RowView& row) {
+  float buffer[kRowBlock];
+  int64_t bad = 0, lowest = 0;
+  for (int64_t first = 0; first < row.n; first += kRowBlock) {
+    const float* logits = block_of(row, first, buffer);
+    int32_t block_bad = 0, block_lowest = 0;
+    for (int64_t i = 0; i < kRowBlock; ++i) {
+      block_bad += logits[i] < -kLowest ? 0 : 1;
+      block_lowest += logits[i] == kLowest ? 1 : 0;
+    }
+    bad += block_bad;
+    lowest += block_lowest - std::max<int64_t>(first + kRowBlock - row.n, 0);
+  }
+  return {bad, lowest};
+}
+
+// Sum of the weights of a row, as fixed_weight has them. 2^-40 is too fine for the bits of an fp32
+// number up to 1, so a weight is cut in two: adding `coarse` rounds it to 2^-18, and what is left of
+// it, added to `fine`, is rounded to 2^-40; the sums' bits count both.
+TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, float max, float inv_temperature,
+                                      const float* tops) {
+  constexpr float coarse = 48.0f, fine = 0x1.8p-17f;
+  const float scale = inv_temperature * kLog2E;
+  float buffer[kRowBlock];
+  int64_t sum = 0;
+  for (int64_t first = 0; first < row.n; first += kRowBlock) {
+    const float* logits = block_of(row, first, buffer);
+    uint32_t high[kRowLanes] = {}, low[kRowLanes] = {};
+    if ((tops[first / kRowBlock] - max) * scale < -18.5f) {  // nothing to be cut off
+      for (int64_t i = 0; i < kRowBlock; i += kRowLanes) {
+        for (int64_t j = 0; j < kRowLanes; ++j) {
+          low[j] += float_to_bits(exp2_fp32((logits[i + j] - max) * scale) + fine);
+        }
+      }
+    } else {
+      for (int64_t i = 0; i < kRowBlock; i += kRowLanes) {
+        for (int64_t j = 0; j < kRowLanes; ++j) {
+          const float w = exp2_fp32((logits[i + j] - max) * scale);
+          const float rounded = w + coarse;
+          high[j] += float_to_bits(rounded) - float_to_bits(coarse);
+          low[j] += float_to_bits((w - (rounded - coarse)) + fine);
+        }
+      }
+    }
+    uint32_t high_sum = 0, low_sum = 0;  // of 16 numbers below 2^22 and 2^27
+    for (int64_t j = 0; j < kRowLanes; ++j) {
+      high_sum += high[j];
+      low_sum += low[j];
+    }
+    constexpr uint32_t kLanesPerBlock = kRowBlock;
+    sum += static_cast<int64_t>(high_sum) << 22;
+    sum += static_cast<int32_t>(low_sum - kLanesPerBlock * float_to_bits(fine));
+  }
+  return sum;
+}
+
+// weights[i] = fixed_weight(logits[i])
+TTC_ALWAYS_INLINE void fixed_weights(const float* logits, int64_t n, float max,
+                                     float inv_temperature, int64_t* weights) {
+  for (int64_t i = 0; i < n; ++i) weights[i] = fixed_weight(logits[i], max, inv_temperature);
 }
 
 // Sum of max(p - c q, 0) over a row, in units of 2^-40.
-TTC_ALWAYS_INLINE int64_t residual_mass(const RowDist& p, const float* row, const RowDist& q,
-                                        const float* draft, int64_t n, float c) {
+TTC_ALWAYS_INLINE int64_t residual_mass(const RowDist& p, const RowView& row, const RowDist& q,
+                                        const RowView& draft, float c) {
+  float buffer[kRowBlock], draft_buffer[kRowBlock];
   int64_t mass = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    mass += to_fixed(remainder_of(probability(p, row[i], i), c, probability(q, draft[i], i)));
+  for (int64_t first = 0; first < row.n; first += kRowBlock) {
+    const float* logits = block_of(row, first, buffer);
+    const float* drafts = block_of(draft, first, draft_buffer);
+    for (int64_t i = 0; i < kRowBlock; ++i) {
+      const float kept = probability(p, logits[i], first + i);
+      mass += to_fixed(remainder_of(kept, c, probability(q, drafts[i], first + i)));
+    }
   }
   return mass;
 }
 
 // Entropy of a row in nats, in units of 2^-40: -log p = log z - (l - max) / T.
-TTC_ALWAYS_INLINE int64_t entropy_mass(const RowDist& d, const float* row, int64_t n) {
+TTC_ALWAYS_INLINE int64_t entropy_mass(const RowDist& d, const RowView& row) {
+  float buffer[kRowBlock];
   int64_t mass = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const float p = probability(d, row[i], i);
-    const float surprise = d.log_z - (row[i] - d.max) * d.inv_temperature;
-    mass += to_fixed(p > 0.0f ? p * surprise : 0.0f);
+  for (int64_t first = 0; first < row.n; first += kRowBlock) {
+    const float* logits = block_of(row, first, buffer);
+    for (int64_t i = 0; i < kRowBlock; ++i) {
+      const float p = probability(d, logits[i], first + i);
+      const float surprise = d.log_z - (logits[i] - d.max) * d.inv_temperature;
+      mass += to_fixed(p > 0.0f ? p * surprise : 0.0f);
+    }
   }
   return mass;
 }
@@ -113,59 +198,61 @@ TTC_ALWAYS_INLINE int64_t entropy_mass(const RowDist& d, const float* row, int64
 // A race of a row's tokens: the winner has the largest (l - max) / T + noise, plus the log of what
 // is left of its probability when c times the draft's is taken away.
 struct Race {
+  RowView row;
+  const float* tops = nullptr;  // from scan_row, filled up with -inf to a multiple of 16
   RowDist target;
   PhiloxStream stream;
-  const float* draft = nullptr;  // the draft's logits, or none
+  RowView draft;  // the draft's logits; data null: none
   RowDist draft_dist = {};
   float c = 0;
   const int32_t* excluded = nullptr;  // tokens that do not take part, in rising order
   int64_t num_excluded = 0;
 };
 
-// The random words of 64 tokens, the first of them at index `first` (a multiple of 64).
-using PhiloxBlock = void (*)(const PhiloxStream& stream, int64_t first, uint32_t* random);
+// The words of 16 counters from c0 on.
+using PhiloxBlock = void (*)(const PhiloxStream& stream, uint32_t c0, uint32_t* random);
 
-TTC_ALWAYS_INLINE void philox_block(const PhiloxStream& stream, int64_t first, uint32_t* random) {
+TTC_ALWAYS_INLINE void philox_block(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
   for (int64_t j = 0; j < kRowLanes; ++j) {
-    const Philox4 words = philox_draw(stream, static_cast<uint32_t>(first / 4 + j));
+    const Philox4 words = philox_draw(stream, c0 + static_cast<uint32_t>(j));
     for (int64_t i = 0; i < 4; ++i) random[4 * j + i] = words.word[i];
   }
 }
 
 #if TTC_X86
 // GCC does not find the 32 x 32 -> 64 bit multiplication of 512-bit vectors by itself.
-TTC_TARGET_AVX512 inline void philox_block_avx512(const PhiloxStream& stream, int64_t first,
+TTC_TARGET_AVX512 inline void philox_block_avx512(const PhiloxStream& stream, uint32_t c0,
                                                   uint32_t* random) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  __m512i c0 = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first / 4)), lane);
-  __m512i c1 = _mm512_set1_epi32(static_cast<int>(stream.counter[1]));
-  __m512i c2 = _mm512_set1_epi32(static_cast<int>(stream.counter[2]));
-  __m512i c3 = _mm512_set1_epi32(static_cast<int>(stream.counter[3]));
+  __m512i w0 = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(c0)), lane);
+  __m512i w1 = _mm512_set1_epi32(static_cast<int>(stream.counter[1]));
+  __m512i w2 = _mm512_set1_epi32(static_cast<int>(stream.counter[2]));
+  __m512i w3 = _mm512_set1_epi32(static_cast<int>(stream.counter[3]));
   const __m512i factor0 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor0));
   const __m512i factor1 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor1));
   uint32_t k0 = stream.key[0], k1 = stream.key[1];
   for (int round = 0; round < 10; ++round) {
     // Even and odd lanes are multiplied apart; their halves are then put back into place.
-    const __m512i even0 = _mm512_mul_epu32(c0, factor0);
-    const __m512i odd0 = _mm512_mul_epu32(_mm512_srli_epi64(c0, 32), factor0);
-    const __m512i even1 = _mm512_mul_epu32(c2, factor1);
-    const __m512i odd1 = _mm512_mul_epu32(_mm512_srli_epi64(c2, 32), factor1);
+    const __m512i even0 = _mm512_mul_epu32(w0, factor0);
+    const __m512i odd0 = _mm512_mul_epu32(_mm512_srli_epi64(w0, 32), factor0);
+    const __m512i even1 = _mm512_mul_epu32(w2, factor1);
+    const __m512i odd1 = _mm512_mul_epu32(_mm512_srli_epi64(w2, 32), factor1);
     const __m512i high0 = _mm512_mask_mov_epi32(_mm512_srli_epi64(even0, 32), 0xAAAA, odd0);
     const __m512i high1 = _mm512_mask_mov_epi32(_mm512_srli_epi64(even1, 32), 0xAAAA, odd1);
     const __m512i low0 = _mm512_mask_mov_epi32(even0, 0xAAAA, _mm512_slli_epi64(odd0, 32));
     const __m512i low1 = _mm512_mask_mov_epi32(even1, 0xAAAA, _mm512_slli_epi64(odd1, 32));
     const __m512i key0 = _mm512_set1_epi32(static_cast<int>(k0));
     const __m512i key1 = _mm512_set1_epi32(static_cast<int>(k1));
-    c0 = _mm512_xor_si512(_mm512_xor_si512(high1, c1), key0);
-    c2 = _mm512_xor_si512(_mm512_xor_si512(high0, c3), key1);
-    c1 = low1;
-    c3 = low0;
+    w0 = _mm512_xor_si512(_mm512_xor_si512(high1, w1), key0);
+    w2 = _mm512_xor_si512(_mm512_xor_si512(high0, w3), key1);
+    w1 = low1;
+    w3 = low0;
     k0 += kPhiloxWeyl0;
     k1 += kPhiloxWeyl1;
   }
   // Word i of lane j goes to 4 j + i: a transposition inside groups of four lanes, then of groups.
-  const __m512i a = _mm512_unpacklo_epi32(c0, c1), b = _mm512_unpackhi_epi32(c0, c1);
-  const __m512i c = _mm512_unpacklo_epi32(c2, c3), d = _mm512_unpackhi_epi32(c2, c3);
+  const __m512i a = _mm512_unpacklo_epi32(w0, w1), b = _mm512_unpackhi_epi32(w0, w1);
+  const __m512i c = _mm512_unpacklo_epi32(w2, w3), d = _mm512_unpackhi_epi32(w2, w3);
   const __m512i t0 = _mm512_unpacklo_epi64(a, c), t1 = _mm512_unpackhi_epi64(a, c);
   const __m512i t2 = _mm512_unpacklo_epi64(b, d), t3 = _mm512_unpackhi_epi64(b, d);
   const __m512i u0 = _mm512_shuffle_i32x4(t0, t1, 0x44), u1 = _mm512_shuffle_i32x4(t2, t3, 0x44);
@@ -177,18 +264,33 @@ TTC_TARGET_AVX512 inline void philox_block_avx512(const PhiloxStream& stream, in
 }
 #endif
 
-// The scores of 64 tokens, the first of them at index `first` (a multiple of 64); -inf for those that
-// are not kept. Returns the largest. `draft` is null if nothing is taken away.
+// The bounds and the earliest clocks of 16 blocks' noise.
+struct NoiseBlocks {
+  float bound[kRowLanes];
+  NoiseBlock block[kRowLanes];
+};
+
+template <PhiloxBlock kPhiloxBlock>
+TTC_ALWAYS_INLINE void draw_noise_blocks(const PhiloxStream& stream, int64_t block, NoiseBlocks& noise) {
+  uint32_t random[4 * kRowLanes];
+  kPhiloxBlock(stream, kNoiseBlockCounter + static_cast<uint32_t>(block), random);
+  for (int64_t j = 0; j < kRowLanes; ++j) {
+    noise.block[j] = noise_block_of(random[4 * j], random[4 * j + 1]);
+    noise.bound[j] = noise_bound(noise.block[j]);
+  }
+}
+
+// The scores of 64 tokens from index `first` on; -inf for those that are not kept. Returns the
+// largest. `draft` is null if nothing is taken away, `noise` if there is none.
 template <PhiloxBlock kPhiloxBlock, bool kNoise, bool kResidual>
-TTC_ALWAYS_INLINE float score_block(const Race& a, const float* logits, const float* draft,
-                                    int64_t first, float* scores) {
-  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+TTC_ALWAYS_INLINE float score_piece(const Race& a, const float* logits, const float* draft,
+                                    int64_t first, const NoiseBlock& noise, float* scores) {
   const RowDist& d = a.target;
-  uint32_t random[kRowBlock];
-  if constexpr (kNoise) kPhiloxBlock(a.stream, first, random);
+  uint32_t random[kRowPiece];
+  if constexpr (kNoise) kPhiloxBlock(a.stream, static_cast<uint32_t>(first / 4), random);
   float lane_best[kRowLanes];
   for (float& value : lane_best) value = kLowest;
-  for (int64_t b = 0; b < kRowBlock; b += kRowLanes) {
+  for (int64_t b = 0; b < kRowPiece; b += kRowLanes) {
     for (int64_t j = 0; j < kRowLanes; ++j) {
       const float l = logits[b + j];
       const int64_t index = first + b + j;
@@ -200,7 +302,7 @@ TTC_ALWAYS_INLINE float score_block(const Race& a, const float* logits, const fl
         kept &= r > 0.0f;
         score = score + log_fp32(kept ? r / p : 1.0f);
       }
-      if constexpr (kNoise) score = score + gumbel(random[b + j]);
+      if constexpr (kNoise) score = score + token_noise(noise, index, random[b + j]);
       scores[b + j] = kept ? score : kLowest;
       lane_best[j] = scores[b + j] > lane_best[j] ? scores[b + j] : lane_best[j];
     }
@@ -210,7 +312,7 @@ TTC_ALWAYS_INLINE float score_block(const Race& a, const float* logits, const fl
   return best;
 }
 
-// Whether a token of the block could reach `score` with the largest noise there is. Rounding is
+// Whether a token among these 64 could reach `score` with the largest noise there is. Rounding is
 // monotonic, so the bound holds for the rounded scores as well.
 TTC_ALWAYS_INLINE bool may_reach(const RowDist& d, const float* logits, float noise, float score) {
   float lanes[kRowLanes];
@@ -224,81 +326,78 @@ TTC_ALWAYS_INLINE bool may_reach(const RowDist& d, const float* logits, float no
   return top >= d.pivot && (top - d.max) * d.inv_temperature + noise >= score;
 }
 
-// Calls body(first, logits, draft) for each 64 tokens, the last ones filled up with -inf and the
-// excluded ones at -inf.
-template <typename Body>
-TTC_ALWAYS_INLINE void for_row_blocks(const Race& a, const float* row, int64_t n,
-                                      const Body& body) {
-  constexpr float kLowest = -std::numeric_limits<float>::infinity();
-  float logits[kRowBlock], draft[kRowBlock];
-  int64_t at = 0;
-  for (int64_t i = 0; i < n; i += kRowBlock) {
-    const bool whole = i + kRowBlock <= n;
-    const bool patched = at < a.num_excluded && a.excluded[at] < i + kRowBlock;
-    if (whole && !patched) {
-      body(i, row + i, a.draft == nullptr ? nullptr : a.draft + i);
-      continue;
+// Calls body(first, scores, top) for each 64 tokens of which one may reach least().
+template <PhiloxBlock kPhiloxBlock, bool kNoise, bool kResidual, typename Least, typename Body>
+TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body& body) {
+  const RowDist& d = a.target;
+  const int64_t blocks = a.row.num_blocks();
+  float buffer[kRowBlock], draft_buffer[kRowBlock], scores[kRowPiece];
+  NoiseBlocks noise = {};
+  for (int64_t b = 0; b < blocks; ++b) {
+    if constexpr (kNoise) {
+      if (b % kRowLanes == 0) draw_noise_blocks<kPhiloxBlock>(a.stream, b, noise);
     }
-    for (int64_t j = 0; j < kRowBlock; ++j) {
-      logits[j] = i + j < n ? row[i + j] : kLowest;
-      draft[j] = a.draft != nullptr && i + j < n ? a.draft[i + j] : kLowest;
+    const float bound = noise.bound[b % kRowLanes];
+    if (!(a.tops[b] >= d.pivot && (a.tops[b] - d.max) * d.inv_temperature + bound >= least())) continue;
+    const int64_t first = b * kRowBlock;
+    const float* logits = block_of(a.row, first, buffer);
+    const float* draft = kResidual ? block_of(a.draft, first, draft_buffer) : nullptr;
+    const int32_t* end = a.excluded + a.num_excluded;
+    for (const int32_t* at = std::lower_bound(a.excluded, end, first); at != end && *at < first + kRowBlock;
+         ++at) {
+      if (logits != buffer) std::copy_n(logits, kRowBlock, buffer);
+      logits = buffer;
+      buffer[*at - first] = kLowest;
     }
-    for (; at < a.num_excluded && a.excluded[at] < i + kRowBlock; ++at) {
-      logits[a.excluded[at] - i] = kLowest;
+    for (int64_t i = 0; i < kRowBlock; i += kRowPiece) {
+      if (!may_reach(d, logits + i, bound, least())) continue;
+      const float top = score_piece<kPhiloxBlock, kNoise, kResidual>(
+          a, logits + i, kResidual ? draft + i : nullptr, first + i, noise.block[b % kRowLanes], scores);
+      if (top != kLowest && top >= least()) body(first + i, scores, top);
     }
-    body(i, static_cast<const float*>(logits), static_cast<const float*>(draft));
   }
 }
 
 // The winner of a row, the lower index on a tie; kNoWinner if no token takes part.
 template <PhiloxBlock kPhiloxBlock, bool kResidual>
-TTC_ALWAYS_INLINE Winner race_blocks(const Race& a, const float* row, int64_t n) {
+TTC_ALWAYS_INLINE Winner race_blocks(const Race& a) {
   Winner best = kNoWinner;
   if (!kResidual && a.num_excluded == 0) {  // the likeliest token: most blocks cannot beat it
-    const Philox4 words = philox_draw(a.stream, static_cast<uint32_t>(a.target.argmax / 4));
-    best = {gumbel(words.word[a.target.argmax % 4]), a.target.argmax};
+    best = {token_noise(a.stream, a.target.argmax), a.target.argmax};
   }
-  for_row_blocks(a, row, n, [&](int64_t first, const float* logits,
-                               const float* draft) __attribute__((always_inline)) {
-    if (!may_reach(a.target, logits, kGumbelMax, best.score)) return;
-    float scores[kRowBlock];
-    const float top = score_block<kPhiloxBlock, true, kResidual>(a, logits, draft, first, scores);
-    if (top == -std::numeric_limits<float>::infinity() || top < best.score) return;
-    int64_t at = 0;
-    while (scores[at] != top) ++at;
-    const Winner found = {top, first + at};
-    if (beats(found, best)) best = found;
-  });
+  for_scores<kPhiloxBlock, true, kResidual>(
+      a, [&]() __attribute__((always_inline)) { return best.score; },
+      [&](int64_t first, const float* scores, float top) __attribute__((always_inline)) {
+        int64_t at = 0;
+        while (scores[at] != top) ++at;
+        const Winner found = {top, first + at};
+        if (beats(found, best)) best = found;
+      });
   return best;
 }
 
 template <PhiloxBlock kPhiloxBlock>
-TTC_ALWAYS_INLINE Winner race_row(const Race& a, const float* row, int64_t n) {
-  return a.draft == nullptr ? race_blocks<kPhiloxBlock, false>(a, row, n)
-                            : race_blocks<kPhiloxBlock, true>(a, row, n);
+TTC_ALWAYS_INLINE Winner race_row(const Race& a) {
+  return a.draft.data == nullptr ? race_blocks<kPhiloxBlock, false>(a)
+                                 : race_blocks<kPhiloxBlock, true>(a);
 }
 
 // The k best scores of a row in falling order, with noise or without; returns how many there are.
 template <PhiloxBlock kPhiloxBlock, bool kNoise>
-TTC_ALWAYS_INLINE int64_t top_scores(const Race& a, const float* row, int64_t n, int64_t k,
-                                     Winner* best) {
+TTC_ALWAYS_INLINE int64_t top_scores(const Race& a, int64_t k, Winner* best) {
   int64_t count = 0;
-  for_row_blocks(a, row, n, [&](int64_t first, const float* logits,
-                               const float* draft) __attribute__((always_inline)) {
-    const float least = count < k ? -std::numeric_limits<float>::infinity() : best[k - 1].score;
-    if (!may_reach(a.target, logits, kNoise ? kGumbelMax : 0.0f, least)) return;
-    float scores[kRowBlock];
-    const float top = score_block<kPhiloxBlock, kNoise, false>(a, logits, draft, first, scores);
-    if (top == -std::numeric_limits<float>::infinity() || (count == k && top <= least)) return;
-    for (int64_t j = 0; j < kRowBlock; ++j) {
-      const Winner found = {scores[j], first + j};
-      if (found.score == -std::numeric_limits<float>::infinity()) continue;
-      if (count == k && !beats(found, best[k - 1])) continue;
-      int64_t place = count < k ? count++ : k - 1;
-      for (; place > 0 && beats(found, best[place - 1]); --place) best[place] = best[place - 1];
-      best[place] = found;
-    }
-  });
+  for_scores<kPhiloxBlock, kNoise, false>(
+      a, [&]() __attribute__((always_inline)) { return count < k ? kLowest : best[k - 1].score; },
+      [&](int64_t first, const float* scores, float) __attribute__((always_inline)) {
+        for (int64_t j = 0; j < kRowPiece; ++j) {
+          const Winner found = {scores[j], first + j};
+          if (found.score == kLowest) continue;
+          if (count == k && !beats(found, best[k - 1])) continue;
+          int64_t place = count < k ? count++ : k - 1;
+          for (; place > 0 && beats(found, best[place - 1]); --place) best[place] = best[place - 1];
+          best[place] = found;
+        }
+      });
   return count;
 }
 

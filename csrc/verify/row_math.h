@@ -12,7 +12,7 @@ namespace ttc {
 
 // exp((l - max) / T) as an integer; what every probability is made of.
 TTC_HOST_DEVICE int64_t fixed_weight(float logit, float max, float inv_temperature) {
-  return to_fixed(exp_fp32((logit - max) * inv_temperature));
+  return to_fixed(exp2_fp32((logit - max) * (inv_temperature * kLog2E)));
 }
 
 // Where the tokens kept by a filter end, in order of falling logit, ties to the lower index.
@@ -58,7 +58,7 @@ TTC_HOST_DEVICE bool is_kept(const RowDist& d, float logit, int64_t index) {
 }
 
 TTC_HOST_DEVICE float probability(const RowDist& d, float logit, int64_t index) {
-  const float w = exp_fp32((logit - d.max) * d.inv_temperature) * d.inv_z;
+  const float w = exp2_fp32((logit - d.max) * (d.inv_temperature * kLog2E)) * d.inv_z;
   return is_kept(d, logit, index) ? w : 0.0f;
 }
 

@@ -8,11 +8,13 @@ import pytest
 from ttc_kernels.reference.verify import (
     ACCEPT,
     DRAFT,
+    NOISE_BLOCK,
     RESIDUAL,
     TARGET,
-    gumbel,
+    noise_of_words,
     philox4x32,
     random_words,
+    token_noise,
 )
 
 # kat_vectors of the Random123 distribution
@@ -41,7 +43,7 @@ def test_every_part_of_the_address_matters() -> None:
     assert len(drawn) == len(changes)
 
 
-def test_gumbel_is_accurate_and_finite_at_the_ends() -> None:
+def test_noise_is_accurate_and_finite_at_the_ends() -> None:
     random = np.concatenate(
         [
             np.arange(2000, dtype=np.uint32),
@@ -49,17 +51,42 @@ def test_gumbel_is_accurate_and_finite_at_the_ends() -> None:
             np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32),
         ]
     )
-    noise = gumbel(random)
+    # One token alone in its block, whose place is another's: its clock is the block's plus its own.
+    blocks = np.random.default_rng(1).permutation(random)
+    first = np.stack([blocks, np.full_like(blocks, 7 << 24)], 1)[:, None]
+    noise = noise_of_words(random[:, None], first)[:, 0]
     assert noise.dtype == np.float32 and np.isfinite(noise).all()
-    assert noise.max() == gumbel(np.zeros(1, np.uint32))[0] < 22.875
-    # The formula costs a few roundings, given the uniform number as a float ...
-    w = np.minimum(random.astype(np.float32) + np.float32(0.5), np.float32(4294967040.0)) * 2.0**-32
-    exact = -np.log(-np.log1p(-w.astype(np.float64)))
+    # The formula costs a few roundings, given the uniform numbers as floats ...
+    limit = np.float32(4294967040.0)
+    uniform = lambda x: np.minimum(x.astype(np.float32) + np.float32(0.5), limit) * 2.0**-32  # noqa: E731
+    clock = lambda w: -np.log1p(-w.astype(np.float64))  # noqa: E731
+    exact = -np.log(clock(uniform(random)) + clock(uniform(blocks)) / 256)
     assert np.abs(noise - exact).max() < 4e-6
-    # ... which has all 32 bits for the large noise that wins races, and 24 for the smallest.
-    large = random < 2**31
-    exact = -np.log(-np.log1p(-(random + 0.5) * 2.0**-32))
-    assert np.abs(noise - exact)[large].max() < 4e-6
-    drawn = noise[-200_000:].astype(np.float64)
-    assert drawn.mean() == pytest.approx(np.euler_gamma, abs=5 * 1.283 / 200_000**0.5)
-    assert drawn.std() == pytest.approx(np.pi / 6**0.5, rel=0.02)
+    # ... which have all 32 bits where clocks ring early, as those of winners do.
+    early = (random < 2**31) & (blocks < 2**31)
+    every_bit = lambda x: -np.log1p(-(x + 0.5) * 2.0**-32)  # noqa: E731
+    exact = -np.log(every_bit(random) + every_bit(blocks) / 256)
+    assert np.abs(noise - exact)[early].max() < 4e-6
+
+
+def test_noise_of_a_block_is_independent_gumbel_noise() -> None:
+    n, draws = 2 * NOISE_BLOCK + 40, 1500
+    noise = np.stack([token_noise(seed, 3, TARGET, 0, n) for seed in range(draws)]).astype(float)
+    error = 1.283 / noise.size**0.5
+    assert noise.mean() == pytest.approx(np.euler_gamma, abs=5 * error)
+    assert noise.std() == pytest.approx(np.pi / 6**0.5, rel=0.01)
+    # As uniform numbers: the same in all cells of (token, value), and of pairs of tokens.
+    uniform = np.exp(-np.exp(-noise))
+    for other in (uniform, np.roll(uniform, 1, 1), np.roll(uniform, NOISE_BLOCK, 1)):
+        cells = (8 * uniform).astype(int) * 8 + (8 * other).astype(int)
+        if other is uniform:
+            counts, freedom = np.stack([(cells // 9 == cell).sum(0) for cell in range(8)]), 7 * n
+        else:
+            counts, freedom = np.bincount(cells.ravel(), minlength=64), 63
+        expected = counts.sum() / counts.size
+        deviation = ((counts - expected) ** 2 / expected).sum()
+        assert abs(deviation - freedom) < 5 * (2 * freedom) ** 0.5
+    # The largest of a block belongs to any of its tokens alike.
+    places = noise[:, :NOISE_BLOCK].argmax(1)
+    counts = np.bincount(places // 16, minlength=16)
+    assert ((counts - draws / 16) ** 2 / (draws / 16)).sum() < 16 + 5 * 32**0.5

@@ -192,13 +192,15 @@ def test_what_is_told_wrong_shows(rule, shape, kind, options) -> None:
 
 def test_draft_noise_shared_with_the_residual_shows() -> None:
     """The fault that vLLM shipped: the draft's Gumbel noise is used again where it is rejected."""
-    from ttc_kernels.reference.verify import RESIDUAL, gumbel, philox4x32
+    from ttc_kernels.reference.verify import RESIDUAL, noise_of_words, philox4x32
 
     parent, trials = [-1, 0], 400_000
     seeds = torch.arange(trials)
     q = DRAFT[0].expand(trials, VOCAB)
     counters = np.tile(np.array([0, 0, 0, RESIDUAL << 24], np.uint32), (trials, 1))
-    noise = gumbel(philox4x32(counters, (seeds.numpy(), np.zeros(trials, np.int64))))
+    key = (seeds.numpy(), np.zeros(trials, np.int64))
+    blocks = counters + np.array([1 << 31, 0, 0, 0], np.uint32)
+    noise = noise_of_words(philox4x32(counters, key), philox4x32(blocks, key)[:, None])
     drafts = (q.log_softmax(1).numpy() + noise).argmax(1)
     fair, _, _ = sample_children(q, row_descriptor(q, 1.0), 1, "iid", seeds=seeds)
     logits = TARGET[0].repeat_interleave(2, 0).expand(2, VOCAB).repeat(trials, 1)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .verify import ACCEPT, RESIDUAL, TARGET, gumbel, random_words
+from .verify import ACCEPT, RESIDUAL, TARGET, random_words, token_noise
 
 ONE_HOT, IID, WITHOUT_REPLACEMENT = 0, 1, 2
 """How a draft was chosen among its siblings, as in `DraftDistribution.proposal`."""
@@ -259,6 +259,6 @@ class Philox:
     def draw(self, node: int, weights: _Row, residual: bool) -> int:
         position = self._position + self._drafts.depth(node)
         domain = RESIDUAL if residual else TARGET
-        noise = gumbel(random_words(self._seed, position, domain, 0, len(weights)))
+        noise = token_noise(self._seed, position, domain, 0, len(weights))
         with np.errstate(divide="ignore"):
             return int(np.argmax(np.log(np.asarray(weights, float)) + noise))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+import numpy as np
+
 
 def use_interpreter() -> None:
     """Make every Triton kernel of this process run in the interpreter, on CPU tensors.
@@ -29,3 +31,22 @@ def use_interpreter() -> None:
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     interpreter._patch_lang_tensor = with_index
+
+    def create_fma(self, x, y, z):
+        return interpreter.TensorHandle(_fma(x.data, y.data, z.data), z.dtype.scalar)
+
+    # Its own rounds the product as well.
+    interpreter.InterpreterBuilder.create_fma = create_fma
+
+
+def _fma(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """x * y + z, rounded once; at most fp32, whose products are exact in fp64."""
+    product, wide = x.astype(np.float64) * y.astype(np.float64), z.astype(np.float64)
+    total = product + wide
+    back = total - product
+    error = (product - (total - back)) + (wide - back)
+    # Where the sum in fp64 was rounded, its last bit is made odd, so that the second rounding, to
+    # fp32, takes no false tie (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums").
+    even = (total.view(np.int64) & 1) == 0
+    odd = np.nextafter(total, np.where(error > 0, np.inf, -np.inf))
+    return np.where((error != 0) & even, odd, total).astype(z.dtype)

@@ -1,8 +1,8 @@
-"""exp, log and Gumbel noise from single additions and multiplications: csrc/verify/fp32_math.h.
+"""exp, log and Gumbel noise from single fp32 operations: csrc/verify/fp32_math.h.
 
 Each operation is IEEE and in the order of the C++ code, so the bits are those of the CPU. Kernels
-that use these functions must be launched with ``enable_fp_fusion=False``: fused, they would round
-differently.
+that use these functions must be launched with ``enable_fp_fusion=False``: with more fused than the
+multiply-adds written here, they would round differently.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 NO_FUSION = {"enable_fp_fusion": False}
 """Launch options of every kernel that uses this module."""
 
-GUMBEL_MAX = tl.constexpr(22.875)
+NOISE_BLOCK = tl.constexpr(256)
 
 
 @triton.jit
@@ -63,21 +63,54 @@ def exp_fp32(x):
 
 
 @triton.jit
+def exp2_fp32(y):
+    """2**y for y <= 0; 2**-120 below -120 and for NaN."""
+    y = tl.where(y > -120.0, y, -120.0)
+    shifted = y + 12582912.0
+    r = y - (shifted - 12582912.0)
+    p = tl.fma(r, 0.001326472731307149, 0.009671512991189957)
+    p = tl.fma(p, r, 0.05550733581185341)
+    p = tl.fma(p, r, 0.24022242426872253)
+    p = tl.fma(p, r, 0.6931470036506653)
+    p = tl.fma(p, r, 1.0)
+    bits = p.to(tl.int32, bitcast=True) + (shifted.to(tl.int32, bitcast=True) << 23)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def fixed_weight(logit, max_logit, inv_temperature):
     """int64: exp((logit - max) / T) in units of 2**-40, to the nearest, ties to even."""
-    w = exp_fp32((logit - max_logit) * inv_temperature) * 1099511627776.0
+    w = exp2_fp32((logit - max_logit) * (inv_temperature * 1.44269504)) * 1099511627776.0
     # Adding and subtracting 2^23 rounds what is below it; from there on floats are integers.
     return tl.where(w < 8388608.0, (w + 8388608.0) - 8388608.0, w).to(tl.int64)
 
 
 @triton.jit
-def gumbel(random):
-    """Standard Gumbel noise from uint32 random bits."""
+def _exponential(random):
+    """An exponential variable from uint32 random bits."""
     w = random.to(tl.float32) + 0.5
     w = tl.where(w < 4294967040.0, w, 4294967040.0) * 2.3283064365386963e-10
     k, m = _split(1.0 - w)
-    exponential = -_log_of_parts(k, tl.where(k == 0.0, -w, m - 1.0))
-    return -log_fp32(exponential)
+    return -_log_of_parts(k, tl.where(k == 0.0, -w, m - 1.0))
+
+
+@triton.jit
+def noise_block(word0, word1):
+    """The earliest clock of a block of tokens and whose it is, from the block's random words."""
+    return _exponential(word0) * (1.0 / NOISE_BLOCK), (word1 >> 24).to(tl.int32)
+
+
+@triton.jit
+def noise_bound(least):
+    """No less than the noise of any token of the block."""
+    return -log_fp32(least) + 1e-3
+
+
+@triton.jit
+def token_noise(least, place, index, random):
+    """Standard Gumbel noise of tokens: their block's two numbers, their index and random word."""
+    later = least + _exponential(random)
+    return -log_fp32(tl.where(index % NOISE_BLOCK == place, least, later))
 
 
 @triton.jit

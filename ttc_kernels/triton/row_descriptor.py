@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .fp32_math import NO_FUSION, exp_fp32, fixed_weight, is_kept, log_fp32  # noqa: F401
+from .fp32_math import NO_FUSION, fixed_weight, is_kept, log_fp32
 
 _LOWEST = tl.constexpr(-3.4028234663852886e38)
 _ALL_TIES = tl.constexpr(2**31 - 1)

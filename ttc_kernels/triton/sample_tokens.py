@@ -6,7 +6,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .fp32_math import GUMBEL_MAX, NO_FUSION, gumbel, is_kept
+from .fp32_math import (
+    NO_FUSION,
+    NOISE_BLOCK,
+    is_kept,
+    noise_block,
+    noise_bound,
+    token_noise,
+)
 from .row_descriptor import load_logits
 
 _CHUNK = 8192  # tokens to a program
@@ -15,11 +22,17 @@ _TARGET = tl.constexpr(1)  # RandomDomain::kTarget in csrc/common/philox.h
 
 
 @triton.jit
-def _random_words(seed, position, block):
-    """The four random words of each block of four tokens."""
+def _random_words(seed, position, counter):
+    """The four random words of each counter."""
     low = (position & 0xFFFFFFFF).to(tl.uint32)
     high = ((position >> 32) | (_TARGET << 24)).to(tl.uint32)
-    return tl.philox(seed, block.to(tl.uint32), low * 0, low, high)
+    return tl.philox(seed, counter.to(tl.uint32), low * 0, low, high)
+
+
+@triton.jit
+def _noise_block(seed, position, block):
+    word0, word1, _, _ = _random_words(seed, position, block.to(tl.uint32) + 2147483648)
+    return noise_block(word0, word1)
 
 
 @triton.jit
@@ -42,17 +55,23 @@ def _race(
         w0, w1, w2, w3 = _random_words(seed, position, argmax // 4)
         even = tl.where(argmax % 4 < 2, w0, w2)
         odd = tl.where(argmax % 4 < 2, w1, w3)
-        best = gumbel(tl.where(argmax % 2 == 0, even, odd))
+        least, place = _noise_block(seed, position, argmax // NOISE_BLOCK)
+        best = token_noise(least, place, argmax, tl.where(argmax % 2 == 0, even, odd))
         token = argmax
+        rows: tl.constexpr = BLOCK // NOISE_BLOCK
         for start in tl.range(chunk * CHUNK, tl.minimum(vocab_size, (chunk + 1) * CHUNK), BLOCK):
-            block = start // 4 + tl.arange(0, BLOCK // 4)
-            index = 4 * block[:, None] + tl.arange(0, 4)[None, :]
+            block = start // NOISE_BLOCK + tl.arange(0, rows)
+            index = NOISE_BLOCK * block[:, None] + tl.arange(0, NOISE_BLOCK)[None, :]
             logit = load_logits(logits + r * stride, mask, index, vocab_size, MASKED)
-            top = tl.max(logit)
-            if (top >= pivot) & ((top - max_logit) * inv + GUMBEL_MAX >= best):
-                v0, v1, v2, v3 = _random_words(seed, position, block)
-                words = tl.join(tl.join(v0, v2), tl.join(v1, v3)).reshape(BLOCK // 4, 4)
-                score = (logit - max_logit) * inv + gumbel(words)
+            tops = tl.max(logit, 1)
+            leasts, places = _noise_block(seed, position, block)
+            reach = (tops - max_logit) * inv + noise_bound(leasts)
+            # Random words are drawn only where a block may hold a winner, which few may.
+            if tl.max(((tops >= pivot) & (reach >= best)).to(tl.int32)) > 0:
+                v0, v1, v2, v3 = _random_words(seed, position, start // 4 + tl.arange(0, BLOCK // 4))
+                words = tl.join(tl.join(v0, v2), tl.join(v1, v3)).reshape(rows, NOISE_BLOCK)
+                noise = token_noise(leasts[:, None], places[:, None], index, words)
+                score = (logit - max_logit) * inv + noise
                 score = tl.where(is_kept(logit, index, pivot, tie_end), score, float("-inf"))
                 tile_best = tl.max(score)
                 winner = tl.min(tl.where(score == tile_best, index, 2**31 - 1))

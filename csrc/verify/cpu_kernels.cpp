@@ -1,0 +1,68 @@
+#if defined(__GNUC__) && !defined(__clang__)
+// A comparison may be evaluated where its result is not needed. Without this promise that floating
+// point exceptions go unobserved, GCC leaves every loop with a select in it scalar.
+#pragma GCC optimize("no-trapping-math", "no-math-errno")
+// GCC 12 warns inside its own AVX-512 header.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+#include "verify/cpu_rows.h"
+
+namespace ttc {
+
+namespace {
+
+#define TTC_ROW_KERNELS(SUFFIX, TARGET, PHILOX_BLOCK)                                              \
+  TARGET RowScan scan_row_##SUFFIX(const RowView& row, float* tops) { return scan_row(row, tops); } \
+  TARGET Specials count_specials_##SUFFIX(const RowView& row) { return count_specials(row); }      \
+  TARGET int64_t sum_weights_##SUFFIX(const RowView& row, float max, float inv,                    \
+                                      const float* tops) {                                         \
+    return sum_weights(row, max, inv, tops);                                                       \
+  }                                                                                                \
+  TARGET void fixed_weights_##SUFFIX(const float* logits, int64_t n, float max, float inv,         \
+                                     int64_t* weights) {                                           \
+    fixed_weights(logits, n, max, inv, weights);                                                   \
+  }                                                                                                \
+  TARGET Winner race_row_##SUFFIX(const Race& race) { return race_row<PHILOX_BLOCK>(race); }       \
+  TARGET int64_t top_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                  \
+    return top_scores<PHILOX_BLOCK, false>(race, k, best);                                         \
+  }                                                                                                \
+  TARGET int64_t noisy_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                \
+    return top_scores<PHILOX_BLOCK, true>(race, k, best);                                          \
+  }                                                                                                \
+  TARGET int64_t residual_mass_##SUFFIX(const RowDist& p, const RowView& row, const RowDist& q,    \
+                                        const RowView& draft, float c) {                           \
+    return residual_mass(p, row, q, draft, c);                                                     \
+  }                                                                                                \
+  TARGET int64_t entropy_mass_##SUFFIX(const RowDist& d, const RowView& row) {                     \
+    return entropy_mass(d, row);                                                                   \
+  }                                                                                                \
+  constexpr RowKernels k##SUFFIX##Kernels = {                                                      \
+      scan_row_##SUFFIX,     count_specials_##SUFFIX, sum_weights_##SUFFIX,                        \
+      fixed_weights_##SUFFIX, race_row_##SUFFIX,      top_scores_##SUFFIX,                         \
+      noisy_scores_##SUFFIX, residual_mass_##SUFFIX,  entropy_mass_##SUFFIX};
+
+void philox_block_portable(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
+  philox_block(stream, c0, random);
+}
+TTC_ROW_KERNELS(Portable, , philox_block_portable)
+#if TTC_X86
+TTC_TARGET_AVX2 void philox_block_avx2(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
+  philox_block(stream, c0, random);
+}
+TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, philox_block_avx2)
+TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, philox_block_avx512)
+#endif
+
+}  // namespace
+
+const RowKernels& row_kernels() {
+#if TTC_X86
+  if (cpu_isa() == Isa::kAvx512) return kAvx512Kernels;
+  if (cpu_isa() == Isa::kAvx2) return kAvx2Kernels;
+#endif
+  return kPortableKernels;
+}
+
+}  // namespace ttc
