@@ -158,7 +158,7 @@ Row::Kept Row::kept_by(const Cut& cut) const {
   return kept;
 }
 
-void Row::describe(const RowFilters& p, int64_t r, float* desc) {
+void Row::describe(const RowFilters& p, int64_t r, float* desc, const RowView& ahead) {
   const float temperature = p.temperature[r];
   const int64_t top = argmax();
   std::fill_n(desc, kDescriptorColumns, 0.0f);
@@ -177,7 +177,7 @@ void Row::describe(const RowFilters& p, int64_t r, float* desc) {
     return;
   }
   const float inv = 1.0f / temperature;
-  const int64_t total = sum_weights(inv);
+  const int64_t total = sum_weights(inv, ahead);
   const bool ranked = (p.top_k[r] > 0 && p.top_k[r] < view_.n) || p.top_p[r] < 1.0f;
   Cut cut;
   float least = kInf;  // of the candidates

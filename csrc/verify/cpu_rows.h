@@ -12,7 +12,7 @@ namespace ttc {
 struct RowKernels {
   RowScan (*scan_row)(const RowView&, float*);
   Specials (*count_specials)(const RowView&);
-  int64_t (*sum_weights)(const RowView&, float, float, const float*);
+  int64_t (*sum_weights)(const RowView&, float, float, const float*, const RowView&);
   void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
   Winner (*race_row)(const Race&);
   int64_t (*top_scores)(const Race&, int64_t, Winner*);
@@ -49,11 +49,12 @@ class Row {
   // The lowest index of the largest logit; -1: the row has no distribution.
   int64_t argmax();
 
-  void describe(const RowFilters& filters, int64_t r, float* desc);
+  // `ahead` is a row that will probably be opened next; its data may be null.
+  void describe(const RowFilters& filters, int64_t r, float* desc, const RowView& ahead = {});
   Race race(const RowDist& target) const;
 
-  int64_t sum_weights(float inv_temperature) const {
-    return row_kernels().sum_weights(view_, scan_.max, inv_temperature, tops_.data());
+  int64_t sum_weights(float inv_temperature, const RowView& ahead = {}) const {
+    return row_kernels().sum_weights(view_, scan_.max, inv_temperature, tops_.data(), ahead);
   }
 
  private:

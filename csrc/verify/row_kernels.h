@@ -60,15 +60,31 @@ TTC_ALWAYS_INLINE const float* block_of(const RowView& row, int64_t first, float
   return buffer;
 }
 
+// The largest of 16 numbers.
+using LargestOf = float (*)(const float* lanes);
+
+TTC_ALWAYS_INLINE float largest_of(const float* lanes) {
+  float largest = lanes[0];
+  for (int64_t j = 1; j < kRowLanes; ++j) largest = lanes[j] > largest ? lanes[j] : largest;
+  return largest;
+}
+
+#if TTC_X86
+TTC_TARGET_AVX512 inline float largest_of_avx512(const float* lanes) {
+  return _mm512_reduce_max_ps(_mm512_loadu_ps(lanes));
+}
+#endif
+
 struct RowScan {
   float max;
   bool special;  // something is NaN or infinite
 };
 
 // tops[b] = the largest logit of block b, NaNs aside.
+template <LargestOf kLargestOf>
 TTC_ALWAYS_INLINE RowScan scan_row(const RowView& row, float* tops) {
   float buffer[kRowBlock];
-  int32_t largest[kRowLanes] = {};  // bits of |logit|
+  int32_t largest[kRowPiece] = {};  // bits of |logit|
   float max = kLowest;
   for (int64_t first = 0; first < row.n; first += kRowBlock) {
     const float* logits = block_of(row, first, buffer);
@@ -78,19 +94,19 @@ TTC_ALWAYS_INLINE RowScan scan_row(const RowView& row, float* tops) {
     float lanes[kRowPiece];
     for (float& lane : lanes) lane = kLowest;
     for (int64_t b = 0; b < kRowBlock; b += kRowPiece) {
-      for (int64_t j = 0; j < kRowPiece; ++j) lanes[j] = logits[b + j] > lanes[j] ? logits[b + j] : lanes[j];
-      for (int64_t c = b; c < b + kRowPiece; c += kRowLanes) {
-        for (int64_t j = 0; j < kRowLanes; ++j) {
-          const auto bits = static_cast<int32_t>(float_to_bits(logits[c + j]) & 0x7fffffffu);
-          largest[j] = bits > largest[j] ? bits : largest[j];
-        }
+      for (int64_t j = 0; j < kRowPiece; ++j) {
+        const float l = logits[b + j];
+        lanes[j] = l > lanes[j] ? l : lanes[j];
+        const auto bits = static_cast<int32_t>(float_to_bits(l) & 0x7fffffffu);
+        largest[j] = bits > largest[j] ? bits : largest[j];
       }
     }
-    for (int64_t half = kRowPiece / 2; half > 0; half /= 2) {
+    for (int64_t half = kRowPiece / 2; half >= kRowLanes; half /= 2) {
       for (int64_t j = 0; j < half; ++j) lanes[j] = lanes[half + j] > lanes[j] ? lanes[half + j] : lanes[j];
     }
-    tops[first / kRowBlock] = lanes[0];
-    max = lanes[0] > max ? lanes[0] : max;
+    const float top = kLargestOf(lanes);
+    tops[first / kRowBlock] = top;
+    max = top > max ? top : max;
   }
   int32_t bits = 0;
   for (int32_t lane : largest) bits = lane > bits ? lane : bits;
@@ -121,13 +137,21 @@ TTC_ALWAYS_INLINE Specials count_specials(const RowView& row) {
 // Sum of the weights of a row, as fixed_weight has them. 2^-40 is too fine for the bits of an fp32
 // number up to 1, so a weight is cut in two: adding `coarse` rounds it to 2^-18, and what is left of
 // it, added to `fine`, is rounded to 2^-40; the sums' bits count both.
+//
+// Arithmetic takes as long here as memory does in scan_row, so meanwhile the row that is probably the
+// next is fetched: `ahead`, whose data may be null.
 TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, float max, float inv_temperature,
-                                      const float* tops) {
+                                      const float* tops, const RowView& ahead) {
   constexpr float coarse = 48.0f, fine = 0x1.8p-17f;
   const float scale = inv_temperature * kLog2E;
   float buffer[kRowBlock];
   int64_t sum = 0;
   for (int64_t first = 0; first < row.n; first += kRowBlock) {
+    if (ahead.data != nullptr && first + kRowBlock <= ahead.n) {
+      const int64_t size = dtype_bytes(ahead.dtype);
+      const char* next = ahead.data + first * size;
+      for (int64_t i = 0; i < kRowBlock * size; i += 64) __builtin_prefetch(next + i, 0, 2);
+    }
     const float* logits = block_of(row, first, buffer);
     uint32_t high[kRowLanes] = {}, low[kRowLanes] = {};
     if ((tops[first / kRowBlock] - max) * scale < -18.5f) {  // nothing to be cut off
@@ -146,14 +170,13 @@ TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, float max, float inv_t
         }
       }
     }
-    uint32_t high_sum = 0, low_sum = 0;  // of 16 numbers below 2^22 and 2^27
+    uint32_t high_sum = 0, low_sum = 0;  // of 256 numbers up to 2^18 and 2^22, no matter what wraps
     for (int64_t j = 0; j < kRowLanes; ++j) {
       high_sum += high[j];
       low_sum += low[j];
     }
-    constexpr uint32_t kLanesPerBlock = kRowBlock;
     sum += static_cast<int64_t>(high_sum) << 22;
-    sum += static_cast<int32_t>(low_sum - kLanesPerBlock * float_to_bits(fine));
+    sum += static_cast<int32_t>(low_sum - static_cast<uint32_t>(kRowBlock) * float_to_bits(fine));
   }
   return sum;
 }
