@@ -84,8 +84,9 @@ bool Row::cut_after(bool by_mass, int64_t target, float inv_temperature, Cut& cu
   constexpr int32_t kNumBins = 2048;
   constexpr int64_t kFew = 256;  // one bin then
   // Held back so that a temperature near the smallest float cannot give 0 * inf.
-  const float bins_per_logit = size <= kFew ? 0.0f : std::min(inv_temperature, 1e30f) * 32.0f;
+  const float bins_per_logit = std::min(inv_temperature, 1e30f) * 32.0f;
   const auto bin_of = [&](int64_t i) {
+    if (size <= kFew) return 0;
     const float d = (scan_.max - logits_[i]) * bins_per_logit;
     return static_cast<int32_t>(d < kNumBins - 1 ? d : kNumBins - 1);
   };
