@@ -68,7 +68,8 @@ def _race(
             reach = (tops - max_logit) * inv + noise_bound(leasts)
             # Random words are drawn only where a block may hold a winner, which few may.
             if tl.max(((tops >= pivot) & (reach >= best)).to(tl.int32)) > 0:
-                v0, v1, v2, v3 = _random_words(seed, position, start // 4 + tl.arange(0, BLOCK // 4))
+                counter = start // 4 + tl.arange(0, BLOCK // 4)
+                v0, v1, v2, v3 = _random_words(seed, position, counter)
                 words = tl.join(tl.join(v0, v2), tl.join(v1, v3)).reshape(rows, NOISE_BLOCK)
                 noise = token_noise(leasts[:, None], places[:, None], index, words)
                 score = (logit - max_logit) * inv + noise
