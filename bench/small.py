@@ -11,13 +11,22 @@ import sys
 import torch
 
 from ttc_kernels import (
+    DraftDistribution,
+    DraftTree,
+    RowFilters,
     StepHead,
+    _load,
     commit_kv,
     copy_pages,
     merge_states,
     row_descriptor,
+    sample_children,
     sample_tokens,
     score_steps,
+    token_logprobs,
+    verify_chain,
+    verify_sampled,
+    verify_tree,
     write_kv,
 )
 
@@ -51,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         ("merged", _merged),
         ("scores", _scores),
         ("samples", _samples),
+        ("verified", _verified),
     ):
         is_right = kernel(device, dtype)
         print(f"{name}: {'right' if is_right else 'WRONG'}")
@@ -119,6 +129,37 @@ def _samples(device: torch.device, dtype: torch.dtype) -> bool:
     seeds = torch.arange(4, device=device)
     tokens = sample_tokens(logits, row_descriptor(logits, 0.0), seeds, seeds)
     return torch.equal(tokens.cpu().long(), logits.argmax(-1).cpu())
+
+
+def _verified(device: torch.device, dtype: torch.dtype) -> bool:
+    """Drafts that the target itself draws are accepted, also by rules told where they are from."""
+    if device.type == "cuda" and not _load.has_cuda_kernel("verify"):
+        print("verified: not all of it, there are no CUDA kernels")
+        return True
+    logits = torch.randn(4, 3000, device=device).to(dtype)
+    desc = row_descriptor(logits, 0.8, top_k=50, top_p=0.9)
+    places = torch.arange(4, device=device)
+    drawn = sample_tokens(logits, desc, 7, places)
+    tokens = torch.cat([drawn[:1], drawn[:3]])
+    tree = DraftTree.chains([3], device=device)
+    keys = (tokens, tree, 7, 0)
+    right = []
+    for given in (desc, RowFilters(0.8, top_k=50, top_p=0.9)):
+        result = verify_sampled(logits, given, *keys)
+        right.append(torch.equal(result.tokens[0], drawn))
+    draft = DraftDistribution.dense(logits, desc)
+    results = [
+        *(verify_chain(logits, desc, tokens, tree, draft, 7, 0, rule=r)
+          for r in ("token", "block")),
+        *(verify_tree(logits, desc, tokens, tree, draft, 7, 0, rule=r)
+          for r in ("rejection", "traversal")),
+    ]  # fmt: skip
+    right += [bool((r.status == 0).all()) and bool((r.num_accepted == 3).all()) for r in results]
+    children, logprobs, _ = sample_children(logits, desc, 5, "without_replacement", seeds=7)
+    rows = places.int().repeat_interleave(5)
+    processed, _ = token_logprobs(logits, desc, rows, children.flatten())
+    right.append(torch.equal(processed, logprobs.flatten()))
+    return all(right)
 
 
 def parser() -> argparse.ArgumentParser:

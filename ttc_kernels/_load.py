@@ -18,7 +18,18 @@ except ImportError as error:
         f"recent enough. ({error})"
     ) from error
 
-CUDA_OPS = ("tree_attention", "merge_states", "write_kv", "copy_pages", "commit_kv")
+CUDA_OPS = (
+    "tree_attention",
+    "merge_states",
+    "write_kv",
+    "copy_pages",
+    "commit_kv",
+    "row_descriptor",
+    "sample_tokens",
+    "sample_children",
+    "token_logprobs",
+    "verify",
+)
 """The ops with a kernel in _C_cuda.so."""
 
 _folder = Path(__file__).parent

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import _load  # noqa: F401  (registers the ops)
+from . import _load
 from ._check import require_dtype
 
 __all__ = [
@@ -319,8 +319,7 @@ def _token_logprobs_fake(logits, desc, rows, tokens, raw, bitmask=None):
     return tuple(logits.new_empty((size,), dtype=torch.float32) for size in sizes)
 
 
-@torch.library.impl("ttc_kernels::row_descriptor", "CUDA")
-def _row_descriptor_cuda(logits, temperature, top_k, top_p, min_p, bitmask=None):
+def _row_descriptor_triton(logits, temperature, top_k, top_p, min_p, bitmask=None):
     columns = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     dtypes = (torch.float32, torch.int32, torch.float32, torch.float32)
     _check_device_arguments("row_descriptor", logits, columns, dtypes)
@@ -330,8 +329,7 @@ def _row_descriptor_cuda(logits, temperature, top_k, top_p, min_p, bitmask=None)
     return row_descriptor(logits, temperature, top_k, top_p, min_p, bitmask)
 
 
-@torch.library.impl("ttc_kernels::sample_tokens", "CUDA")
-def _sample_tokens_cuda(logits, desc, seeds, positions, bitmask=None):
+def _sample_tokens_triton(logits, desc, seeds, positions, bitmask=None):
     op, n = "sample_tokens", logits.shape[0]
     columns = {"seeds": seeds, "positions": positions}
     _check_device_arguments(op, logits, columns, (torch.int64, torch.int64))
@@ -343,6 +341,14 @@ def _sample_tokens_cuda(logits, desc, seeds, positions, bitmask=None):
     from .triton.sample_tokens import sample_tokens
 
     return sample_tokens(logits, desc, seeds, positions, bitmask)
+
+
+for _name, _run in (
+    ("row_descriptor", _row_descriptor_triton),
+    ("sample_tokens", _sample_tokens_triton),
+):
+    if not _load.has_cuda_kernel(_name):
+        torch.library.impl(f"ttc_kernels::{_name}", "CUDA")(_run)
 
 
 def _check_device_arguments(op: str, logits: torch.Tensor, columns: dict, dtypes: tuple) -> None:

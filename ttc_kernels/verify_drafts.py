@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import _load  # noqa: F401  (registers the ops)
+from . import _load
 from ._check import require_dtype
 from .draft_tree import DraftTree
 from .verify import (
@@ -462,16 +462,15 @@ def _verify_fake(*_) -> None:
     return None
 
 
-@torch.library.impl("ttc_kernels::verify", "CUDA")
-def _verify_cuda(
+def _verify_triton(
     op, rule, logits, desc, temperature, top_k, top_p, min_p, bitmask, tokens, parent, cu_nodes,
     seeds, positions, coins, draft_logits, draft_desc, draft_ids, draft_logprobs, draft_rows,
     proposals, epsilon, delta, *out,
 ):  # fmt: skip
     if rule not in ("greedy", "sampled"):
         raise NotImplementedError(
-            f"{op}: on a GPU there are verify_greedy and verify_sampled; the other rules run on "
-            "the CPU so far"
+            f"{op}: in Triton there are verify_greedy and verify_sampled; the other rules need the "
+            f"CUDA kernels, which are not loaded: {_load.cuda_error}"
         )
     columns = {"seeds": seeds, "positions": positions}
     per_request = logits.new_empty((len(cu_nodes) - 1, 1))
@@ -490,3 +489,7 @@ def _verify_cuda(
 
     filters = None if temperature is None else (temperature, top_k, top_p, min_p)
     verify(rule, logits, desc, filters, bitmask, tokens, parent, cu_nodes, seeds, positions, out)
+
+
+if not _load.has_cuda_kernel("verify"):
+    torch.library.impl("ttc_kernels::verify", "CUDA")(_verify_triton)

@@ -27,6 +27,12 @@ KERNELS = {
         20,
     ),
     "kv_cache": (["tests/kv_cache/test_kv_cache_cuda.py"], "", 20),
+    "verify": (
+        ["tests/verify/test_verify_cuda.py"],
+        "test_descriptors_of_the_cpu and (63 or 1504) and dtype1 or test_cuts or test_children"
+        " or test_log_prob or test_batch_order or test_no_requests or test_tokens and dtype2",
+        14,
+    ),
     "merge_states": (["tests/merge_states/test_merge_states_cuda.py"], "", 10),
 }
 

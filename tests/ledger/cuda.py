@@ -55,6 +55,12 @@ PLANNED = (
     (r"write_kv_convert_kernel", 0, 4),
     (r"copy_pages_kernel", 0, 3),
     (r"commit_kv_kernel", 0, 5),
+    (r"row_descriptor_kernel", 36408, 1),
+    (r"sample_children_kernel", 4624, 2),
+    (r"(sample_tokens|draw_nodes|token_logprobs)_kernel", 512, 1),
+    # Sampled, target-only and rejection describe the rows that they come to.
+    (r"verify_kernel<.*[123]>", 43832, 1),
+    (r"verify_kernel<", 7680, 1),
     # One block of 12 warps to an SM: its shared memory is the pipeline.
     (r"tree_attention_sm90<.*unsigned char, 64>", 196608, 1),
     (r"tree_attention_sm90<.*, 64>", 180224, 1),
@@ -68,6 +74,7 @@ DESIGNED = (
     (r"tree_attention_sm90<(\w+), \1,", ("tma_loads",)),
     (r"tree_attention_sm80_kernel<", ("hmma", "ldmatrix", "async_copies", "stores_16")),
     (r"(copy|pages|commit_kv)_kernel<uint4>", ("loads_16", "stores_16")),
+    (r"(row_descriptor|sample_tokens|draw_nodes|sample_children|verify)_kernel", ("loads_16",)),
     (r"(convert|merge_states)_kernel<.*, (4|8|16)>", ("loads_16", "stores_16")),
 )
 # Of an SM: bytes of shared memory, of which each block takes 1 KB more than it asked for.
@@ -125,9 +132,7 @@ def kernels() -> dict[str, dict[str, int]]:
         if not (ROOT / "csrc" / file.parent.name / file.stem).exists():
             continue  # left over from a file that is gone
         for name, architecture, usage in _kernels_of(file):
-            short = re.sub(r"\((?:int|bool|long)\)", "", name.removeprefix("void ttc::"))
-            key = f"{file.parent.name}: {short.split('(')[0]} sm_{architecture}"
-            found[key] = usage
+            found[_key(file.parent.name, name, architecture)] = usage
     return dict(sorted(found.items()))
 
 
@@ -155,6 +160,12 @@ def faults(measured: dict[str, dict[str, int]]) -> list[str]:
             if before != now:
                 found.append(f"changed: {name}: {before} -> {now}")
     return found
+
+
+def _key(folder: str, name: str, architecture: str) -> str:
+    """The line of a kernel, whose template arguments are written without their types."""
+    short = re.sub(r"\((?:int|bool|long|ttc::VerifyRule)\)", "", name.removeprefix("void "))
+    return f"{folder}: {short.removeprefix('ttc::').split('(')[0]} sm_{architecture}"
 
 
 def _kernels_of(file: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
