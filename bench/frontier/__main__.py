@@ -56,11 +56,11 @@ def measure(work: Path, results: Path, seed: int, limit: int | None, say) -> Non
         return search.run(name, problems, work / "runs", seed, limit, say)
 
     runs = {name: run(name) for name in search.RUNS}
-    hard = {name: run(name, "more-hard") for name in search.HARD}
+    more = {name: run(name, "more-hard") for name in search.HARD}
     trials = {label: run(f"trial {label}") for label in search.TRIALS}
     routed = {name: run(name) for name in search.ROUTED}
     found = {
-        "a": parts.searches(runs, hard),
+        "a": parts.searches(runs, more, test, AGGREGATION),
         "b": voting.votes(test, AGGREGATION, say),
         "c": voting.aggregations(test, say),
         "d": optimal.compute_optimal(trials, routed, test, AGGREGATION, say),

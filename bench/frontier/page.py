@@ -98,12 +98,13 @@ def _searches(document: dict) -> str:
     against = []
     for test in document["hard"]:
         mean, low, high = (100 * x for x in test["difference"])
+        flops = test["times_the_flops"]
         against.append(
             [
                 f"{test['name']} against {test['base']}",
                 str(test["problems"]),
                 f"{test['times_the_tokens']:.2f}",
-                f"{test['times_the_flops']:.2f}",
+                "" if flops is None else f"{flops:.2f}",
                 f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]",
                 f"{test['only_ours']} / {test['only_theirs']}",
                 f"{test['p']:.2g}",
@@ -120,11 +121,13 @@ def _searches(document: dict) -> str:
         f"### {whole} more hard problems\n\n"
         "A hundred hard problems are too few to tell differences of less than 10 points from luck. "
         "These are others of the same split and lengths (6 to 8 operations). None of them was "
-        "trained on: the split is a property of a problem's text.\n\n"
+        "trained on: the split is a property of a problem's text. They are ordered by length; "
+        "MCTS ran on the first 120.\n\n"
         + table(["", "accuracy", *_COSTS], hard)
         + "\n\nProblem by problem; *points* is the difference in accuracy with its 95 % interval, "
         "p that of the two-sided sign test on the problems that only one of the two solves "
-        "(McNemar's exact test), not corrected for the number of rows.\n\n"
+        "(McNemar's exact test), not corrected for the number of rows. The last two rows compare "
+        "MCTS with best-of-N at about its tokens, on the hard problems of the test set.\n\n"
         + table(head, against)
         + f"\n\nTokens recomputed over all of these runs: {again:,}."
     )

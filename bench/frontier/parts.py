@@ -10,7 +10,7 @@ from ttc_runtime.report import wilson
 
 from .samples import Drawn
 from .search import CAPS, WAITS
-from .voting import accuracy_at, aggregated, by_band
+from .voting import accuracy_at, aggregated, by_band, choose
 
 Records = dict[str, list[dict]]
 
@@ -66,14 +66,16 @@ def difference(ours: list[bool], theirs: list[bool]) -> list[float]:
 def against(ours: list[dict], base: list[dict]) -> dict:
     """What one run solves that another does not, on the problems that both have, and at what cost.
 
-    ours, base: records.
+    ours, base: records, of which the usage may lack FLOPs.
     """
     theirs = {r["id"]: r for r in base}
     ours = [r for r in ours if r["id"] in theirs]
     both = ours, [theirs[r["id"]] for r in ours]
     solved = [[bool(r["correct"]) for r in some] for some in both]
 
-    def times(figure: str) -> float:
+    def times(figure: str) -> float | None:
+        if not all(figure in r["usage"] for some in both for r in some):
+            return None
         mine, other = (sum(r["usage"][figure] for r in some) for some in both)
         return mine / other
 
@@ -86,19 +88,34 @@ def against(ours: list[dict], base: list[dict]) -> dict:
     }
 
 
-def searches(runs: Records, hard: Records) -> dict:
-    """Part (a): every search on the test set, and more hard problems.
+def best_of_drawn(drawn: list[Drawn], n: int, aggregation: str) -> list[dict]:
+    """Best-of-N with the first samples of hard problems, as records."""
+    hard = [problem for problem in drawn if problem.difficulty == "hard"]
+    found = []
+    for problem, scores in zip(hard, aggregated(hard, aggregation), strict=True):
+        place = choose(problem.answers[:n], scores[:n], "naive")
+        right = place is not None and bool(problem.correct[place])
+        usage = {"generated": int(problem.tokens[:n].sum())}
+        found.append({"id": problem.id, "correct": right, "usage": usage})
+    return found
 
-    runs: records on the test set. hard: those on `more_hard`.
+
+def searches(runs: Records, more: Records, drawn: list[Drawn], aggregation: str) -> dict:
+    """Part (a): every search on the test set and on more hard problems; MCTS at equal tokens.
+
+    runs, more: records on the test set and on `more_hard`. drawn: samples of the test set.
     """
-    pairs = [(name, "best-of-16") for name in hard if not name.startswith("best-of")]
     found = [
-        {"name": name, "base": base, **against(hard[name], hard[base])}
-        for name, base in [*pairs, ("MCTS-50", "best-of-64")]
+        {"name": name, "base": "best-of-16", **against(records, more["best-of-16"])}
+        for name, records in more.items()
+        if name != "best-of-16"
     ]
+    for name, n in (("MCTS-50", 128), ("MCTS-200", 256)):
+        base = best_of_drawn(drawn, n, aggregation)
+        found.append({"name": name, "base": f"best-of-{n}, test set", **against(runs[name], base)})
     return {
         "rows": [row_of(name, runs[name]) for name in SEARCHES],
-        "hard_rows": [row_of(name, records) for name, records in hard.items()],
+        "hard_rows": [row_of(name, records) for name, records in more.items()],
         "hard": found,
     }
 

@@ -94,12 +94,10 @@ def more_hard(count: int = 300) -> list[dict]:
     known = {record["problem"] for record in read_problems("zoo:arith-test").records}
     drawn = [p for p in arith.problem_set("test", count, seed=1) if p.difficulty == "hard"]
     fresh = [p for p in drawn if p.text not in known]
-    records = [
+    return [
         {"id": f"hard-{i:03d}", "problem": p.text, "answer": p.answer, "difficulty": "hard"}
         for i, p in enumerate(fresh)
     ]
-    lengths = max(1, len(records) // 3)  # lengths in turn, so that the first few are a fair part
-    return [record for i in range(lengths) for record in records[i::lengths]]
 
 
 def chosen(problems: str, limit: int | None) -> list[dict]:

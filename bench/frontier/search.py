@@ -76,7 +76,6 @@ RUNS: dict[str, Run] = {
 
 HARD: dict[str, Run] = {
     **{name: RUNS[name] for name in ("best-of-16", "beam-16", "DVTS-16")},
-    "best-of-64": Run(BestOfN(64, sampling=_SAMPLING), limit=120),
     "MCTS-50": Run(MCTS(50, sampling=_SAMPLING), limit=120),
 }
 """Run on many more hard problems."""

@@ -184,7 +184,10 @@ def tabulate(records: dict[str, list[dict]], trials: dict[str, Adaptive], bins: 
             tokens = {k: record["usage"]["generated"] for k, record in by_label.items()}
             found.append(Trial(beside[0]["info"]["difficulty"], correct, tokens))
     if not found:
-        raise ValueError("calibrate: there is no problem that every strategy could be run on")
+        errors = [f"{k}: {r['error']}" for k, rs in records.items() for r in rs if "error" in r]
+        raise ValueError(
+            f"calibrate: no problem was solved by every strategy; {'; '.join(errors[:1])}"
+        )
     ranked = sorted(trial.difficulty for trial in found)
     bounds = sorted({ranked[len(ranked) * b // bins] for b in range(1, bins)})
     recipes = {label: recipe(trial.routes[0]) for label, trial in trials.items()}

@@ -21,8 +21,9 @@ class BeamSearch:
     before it is scored. max_steps: rounds of selection. step_tokens: longest step. value: of a
     beam, by default the reward model's. select: how the answer is chosen in the end. sampling: how
     tokens are drawn. A finished beam keeps its place. Snell et al., "Scaling LLM Test-Time Compute
-    Optimally can be More Effective than Scaling Model Parameters", 2024; defaults as in Hugging
-    Face's search-and-learn. Raises ValueError for other settings.
+    Optimally can be More Effective than Scaling Model Parameters", 2024; width 4, 40 rounds and no
+    lookahead as in Hugging Face's search-and-learn, whose n is 4. Raises ValueError for other
+    settings.
 
     >>> BeamSearch(16, 4).width
     4

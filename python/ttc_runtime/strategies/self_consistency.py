@@ -15,8 +15,8 @@ class SelfConsistency:
     """`n` completions sampled from the prompt; the most frequent answer wins.
 
     n: completions. sampling: how tokens are drawn. Needs no reward model. Wang et al.,
-    "Self-Consistency Improves Chain of Thought Reasoning in Language Models", 2023. Raises
-    ValueError for n below 1.
+    "Self-Consistency Improves Chain of Thought Reasoning in Language Models", 2023, who sample 40.
+    Raises ValueError for n below 1.
 
     >>> SelfConsistency(8).n
     8

@@ -188,6 +188,8 @@ def test_wrong_tables(tmp_path, scripted):
         calibrate(engine, [{"problem": PROMPT}], {"one": Greedy()})
     with pytest.raises(ValueError, match="bins must be >= 1 and strategies given, got 0"):
         calibrate(engine, RECORDS, {"one": Greedy()}, bins=0)
+    with pytest.raises(ValueError, match=r"no problem was solved.*; one: .*without a reward model"):
+        calibrate(scripted(STEPS), RECORDS, {"one": Greedy()})
     own = {"own": BeamSearch(4, value=Confidence())}
     with pytest.raises(ValueError, match=r"beam: value = Confidence\(\) cannot be put in a table"):
         calibrate(engine, RECORDS, own)
