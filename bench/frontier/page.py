@@ -176,6 +176,23 @@ def _shared(cell: dict) -> str:
     return f"{share} [{low}, {high}]"
 
 
+def _verdict(document: dict) -> str:
+    """Whether half of the tokens are enough for the accuracy of each best-of-N."""
+    found = []
+    for level in document["levels"]:
+        share, _, high = level["bands"]["all"]["share"]
+        if share is None:
+            answer = "not known, it was never so accurate"
+        elif share > 0.5:
+            answer = f"no, {share:.2f} of them"
+        elif high is None or high > 0.5:
+            answer = f"yes as measured, {share:.2f} of them, but the interval goes beyond"
+        else:
+            answer = f"yes, {share:.2f} of them"
+        found.append(f"best-of-{level['n']}: {answer}")
+    return "Are half of the tokens enough for the accuracy of " + "; ".join(found) + "."
+
+
 def _optimal(document: dict) -> str:
     levels = []
     for level in document["levels"]:
@@ -203,15 +220,17 @@ def _optimal(document: dict) -> str:
         "Tokens at equal accuracy: what each way needs to be as accurate as best-of-N, on straight "
         "lines between the measured points. The tokens are allotted over all problems, and then "
         "counted by difficulty; ∞ and *never* where compute-optimal was never as accurate.\n\n"
+        + _verdict(document)
+        + "\n\n"
         + table(
             ["as accurate as", "problems", "accuracy %", "its tokens", "compute-optimal", "share"],
             levels,
         )
         + "\n\nThe points themselves. *Share*: tokens over those of uniform best-of-N at the same "
         "accuracy, ≤ where that is never so accurate and its tokens at its best are taken. The "
-        "strategies shown are those of all problems' table. *Routed* is `Adaptive` as it comes "
-        "(greedy, best-of-4, beam, MCTS-50); *cheaper* looks at 2 samples and takes best-of-4, "
-        "speculative rejection of 16 or DVTS-16.\n\n"
+        "strategies shown are those of all problems' table. *Routed* is `Adaptive` with 2 samples: "
+        "best-of-4 below a difficulty of 0.3, speculative rejection of 16 below 0.6, DVTS-16 "
+        "above.\n\n"
         + table([*head, "share, all", *(f"share, {band}" for band in BANDS)], rows)
         + "\n\n![Accuracy against tokens generated.](frontier-optimal.svg)"
     )

@@ -93,8 +93,7 @@ _LABELS: dict[str, Strategy] = {
 TRIALS = {label: trial_of(s, PROBE, sampling=_SAMPLING) for label, s in _LABELS.items()}
 """What `ComputeOptimal` chooses among, each run as it would be once it is chosen."""
 ROUTED: dict[str, Run] = {
-    "routed": Run(Adaptive(sampling=_SAMPLING)),
-    "routed, cheaper": Run(
+    "routed": Run(
         Adaptive(
             PROBE,
             bounds=(0.3, 0.6),
@@ -131,15 +130,12 @@ def run(
     def engine() -> Engine:
         return Engine.from_pretrained(**models, device="cpu", max_batch=512, kv_memory="6GiB")
 
-    for end in range(_TOGETHER, len(records) + _TOGETHER, _TOGETHER):
+    done = {r["id"] for r in read_results(file)} if file.is_file() else set()
+    missing = [record for record in records if record["id"] not in done]
+    parts = [missing[i : i + _TOGETHER] for i in range(0, len(missing), _TOGETHER)]
+    for part in [*parts, records]:  # in the end all of them, to be put in order
         run_to_file(
-            file,
-            records[:end],
-            plan.strategy,
-            engine,
-            seed=seed,
-            models=models,
-            on_result=solved.append,
+            file, part, plan.strategy, engine, seed=seed, models=models, on_result=solved.append
         )
     if solved:
         say(f"{name}: {len(solved)} problems in {time.monotonic() - started:.0f} s")
