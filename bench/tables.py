@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .generate import CONTENDERS
+from .verify import READ
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "bench" / "results"
@@ -28,6 +29,7 @@ def main() -> int:
     _fill("docs/measured.md", "tree_attention_cpu", tree_attention)
     _fill("docs/measured.md", "replay_cpu", replay)
     _fill("docs/measured.md", "host_cost", host_cost)
+    _fill("docs/measured.md", "verify_cpu", verify)
     return 0
 
 
@@ -147,6 +149,27 @@ def host_cost(document: dict[str, Any]) -> str:
     machine = document["machine"]
     where = f"{machine['cpu']}, torch {machine['versions']['torch']}"
     return f"{document['dtype']}, prompt {document['prompt']}, {where}\n\n" + _markdown(head, rows)
+
+
+def verify(document: dict[str, Any]) -> str:
+    """Verification of drafts as multiples of one read of the rows that it needs."""
+    rows, first = [], document["results"][0]
+    names = list(first["needed"])
+    for result in document["results"]:
+        median = {name: timing["median"] for name, timing in result["timings"].items()}
+        read = median[READ] / result["read"]  # of one row
+        cells = [f"{result['vocab_size']:,}", str(result["rows"]), f"{1e6 * read:.1f}"]
+        for name in names:
+            ratio = median[name] / (result["needed"][name] * read)
+            cells.append(f"{1e3 * median[name]:.2f} ({ratio:.2f})")
+        sampled = {n.removeprefix("torch, "): t for n, t in median.items() if n.startswith("torch")}
+        ratios = [t / median[f"verify_sampled, {n}"] for n, t in sampled.items()]
+        cells.append(", ".join(f"{ratio:.0f}×" for ratio in ratios))
+        rows.append(cells)
+    head = ["vocabulary", "rows", "read of a row µs", *names, "torch ÷ sampled"]
+    machine = document["machine"]
+    where = f"{machine['cpu']}, {document['threads']} threads, torch {machine['versions']['torch']}"
+    return f"{first['dtype']}, {where}\n\n" + _markdown(head, rows)
 
 
 def _where(document: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ from .timing import Timing, in_turn
 
 _NODES = 16  # of a request's draft tree; fewer rows than that are one chain
 _PEERS = ("sgl_kernel", "flashinfer", "vllm")
+READ = "read of the needed rows"
 _FILTERS = {"T = 1": (1.0, 1.0), "T = 0.7, top-p 0.95": (0.7, 0.95)}
 
 
@@ -42,17 +43,23 @@ class Case:
 
     Attributes:
         vocab_size, rows: of the logits; a row is a draft node.
-        needed: rows on the accepted paths, the last one included: what has to be read.
-        accepted: drafts accepted of a request, on average.
+        read: rows that the read passes over, those that `verify_sampled` needs at T = 1.
+        needed: rows that each of our rules needs, by contender: those on its accepted paths, with
+            the last one. What it is measured by is as much of the read.
         timings: by contender.
     """
 
     vocab_size: int
     rows: int
     dtype: str
-    needed: int = 0
-    accepted: float = 0.0
+    read: int = 0
+    needed: dict[str, int] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
+
+    def ratio(self, name: str) -> float:
+        """A contender's time in reads of the rows that it needs."""
+        share = self.needed.get(name, self.read) / self.read
+        return self.timings[name].median / (share * self.timings[READ].median)
 
 
 def batch(vocab_size: int, rows: int, dtype: torch.dtype, device: torch.device):
@@ -111,15 +118,18 @@ def torch_verify(logits, tokens, parent, temperature: float, top_p: float, coins
     return emitted
 
 
-def contenders(logits, tokens, tree: DraftTree, needed: torch.Tensor) -> dict[str, Callable]:
-    """What is timed, by name."""
+def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callable]:
+    """What is timed, by name; the case learns how many rows each needs."""
+    result = verify_sampled(logits, RowFilters(1.0), tokens, tree, 0, 0)
+    needed = (result.path + tree.cu_nodes[:-1, None])[result.path >= 0].long()
+    case.read = len(needed)
     rows = logits[needed].contiguous()
     bits = rows.flatten().view(torch.float32)  # whatever the numbers: adding them reads them once
     desc = row_descriptor(logits, 1.0)
     out, workspace = VerifyResult.empty(tree), torch.empty_like(desc)
     options = {"out": out, "workspace": workspace}
     runs: dict[str, Callable] = {
-        "read of the needed rows": bits.sum,
+        READ: bits.sum,
         "verify_greedy": lambda: verify_greedy(logits, tokens, tree, **options),
     }
     for name, (temperature, top_p) in _FILTERS.items():
@@ -134,6 +144,10 @@ def contenders(logits, tokens, tree: DraftTree, needed: torch.Tensor) -> dict[st
     runs["verify_tree, drawn drafts, T = 1"] = lambda: verify_tree(
         logits, RowFilters(1.0), tokens, tree, draft, 0, 0, **options
     )
+    for name, rule in runs.items():
+        if name != READ:
+            rule()
+            case.needed[name] = int((out.path >= 0).sum())
     if logits.device.type == "cpu":
         parent = tree.parent[: tree.cu_nodes[1]].tolist()
         coins = torch.rand(len(tokens))
@@ -160,13 +174,9 @@ def main(argv: list[str] | None = None) -> int:
     for vocab_size in args.vocab:
         for rows in args.rows:
             logits, tokens, tree = batch(vocab_size, rows, dtype, device)
-            result = verify_sampled(logits, RowFilters(1.0), tokens, tree, 0, 0)
-            path = result.path + tree.cu_nodes[:-1, None]
-            needed = path[result.path >= 0].long()
-            case = Case(vocab_size, rows, args.dtype, len(needed))
-            case.accepted = result.num_accepted.float().mean().item()
-            runs = contenders(logits, tokens, tree, needed)
-            if args.skip_torch:
+            case = Case(vocab_size, rows, args.dtype)
+            runs = contenders(logits, tokens, tree, case)
+            if rows > args.torch_rows:
                 runs = {name: run for name, run in runs.items() if not name.startswith("torch")}
             case.timings = in_turn(runs, args.rounds, clock=clock, mode=clock.modes[0])
             cases.append(case)
@@ -183,13 +193,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _print(case: Case) -> None:
-    read = case.timings["read of the needed rows"].median
-    print(
-        f"\n{case.rows} rows of {case.vocab_size} {case.dtype}, {case.needed} of them needed, "
-        f"{case.accepted:.1f} drafts accepted"
-    )
+    print(f"\n{case.rows} rows of {case.vocab_size} {case.dtype}")
     for name, timing in case.timings.items():
-        print(f"  {name:34} {1e3 * timing.median:10.3f} ms  {timing.median / read:8.2f} x the read")
+        needed = case.needed.get(name, case.read)
+        print(
+            f"  {name:38} {1e3 * timing.median:10.3f} ms  {needed:4} rows needed: "
+            f"{case.ratio(name):8.2f} x their read"
+        )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -198,9 +208,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     result.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     result.add_argument("--vocab", type=int, nargs="+", default=[32_000, 151_936, 262_144])
-    result.add_argument("--rows", type=int, nargs="+", default=[1, 16, 512])
+    result.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 512])
     result.add_argument("--rounds", type=int, default=5)
-    result.add_argument("--skip-torch", action="store_true", help="leave the torch formulation out")
+    result.add_argument(
+        "--torch-rows", type=int, default=64, help="most rows that the torch formulation is run on"
+    )
     result.add_argument("--json", type=Path, help="write the results to this file")
     return result
 
