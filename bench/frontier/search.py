@@ -89,6 +89,7 @@ _LABELS: dict[str, Strategy] = {
     "beam-16": BeamSearch(16),
     "DVTS-8": DVTS(8),
     "DVTS-16": DVTS(16),
+    "DVTS-32": DVTS(32),
 }
 TRIALS = {label: trial_of(s, PROBE, sampling=_SAMPLING) for label, s in _LABELS.items()}
 """What `ComputeOptimal` chooses among, each run as it would be once it is chosen."""
