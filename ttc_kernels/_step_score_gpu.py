@@ -1,8 +1,10 @@
-"""Step scores on a GPU: checks, then Triton."""
+"""Step scores on a GPU without the CUDA kernels: checks, then Triton."""
 
 from __future__ import annotations
 
 import torch
+
+from . import _load
 
 _WEIGHTS = {"two_logit": 4, "value": 2, "raw": 2, "token_pair": 1, "softmax": 3}
 
@@ -66,7 +68,6 @@ def _check_groups(op, device, group_indptr, k) -> None:
         )
 
 
-@torch.library.impl("ttc_kernels::score_steps", "CUDA")
 def _score_steps(hidden, rows, kind, weights, norm_weight, norm_eps):
     _check_score("score_steps", hidden, rows, kind, weights, norm_weight)
     from .triton.score_steps import score_steps
@@ -74,7 +75,6 @@ def _score_steps(hidden, rows, kind, weights, norm_weight, norm_eps):
     return score_steps(hidden, rows, kind, weights, norm_weight, norm_eps)
 
 
-@torch.library.impl("ttc_kernels::aggregate_steps", "CUDA")
 def _aggregate_steps(scores, parent, carry_stats, carry_state):
     _check_vectors("aggregate_steps", scores.device, scores=scores)
     _check_paths("aggregate_steps", len(scores), scores.device, parent, carry_stats, carry_state)
@@ -83,7 +83,6 @@ def _aggregate_steps(scores, parent, carry_stats, carry_state):
     return aggregate_steps(scores, parent, carry_stats, carry_state)
 
 
-@torch.library.impl("ttc_kernels::select_topk", "CUDA")
 def _select_topk(scores, group_indptr, k):
     _check_vectors("select_topk", scores.device, scores=scores)
     _check_groups("select_topk", scores.device, group_indptr, k)
@@ -92,7 +91,6 @@ def _select_topk(scores, group_indptr, k):
     return select_topk(scores, group_indptr, k)
 
 
-@torch.library.impl("ttc_kernels::score_round", "CUDA")
 def _score_round(
     hidden, rows, kind, weights, norm_weight, norm_eps, parent, carry_stats, carry_state,
     group_indptr, k, by,
@@ -107,3 +105,13 @@ def _score_round(
         hidden, rows, kind, weights, norm_weight, norm_eps, parent, carry_stats, carry_state,
         group_indptr, k, by,
     )  # fmt: skip
+
+
+for _name, _run in (
+    ("score_steps", _score_steps),
+    ("aggregate_steps", _aggregate_steps),
+    ("select_topk", _select_topk),
+    ("score_round", _score_round),
+):
+    if not _load.has_cuda_kernel(_name):
+        torch.library.impl(f"ttc_kernels::{_name}", "CUDA")(_run)

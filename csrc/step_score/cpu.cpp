@@ -2,6 +2,7 @@
 #include <cmath>
 #include <vector>
 
+#include "common/convert.h"
 #include "step_score/score_math.h"
 #include "step_score/step_score.h"
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/convert.h"
+#include "common/dtype.h"
 #include "common/parallel.h"
 
 namespace ttc {
@@ -21,6 +21,7 @@ enum class HeadKind { kTwoLogit, kValue, kRaw, kTokenPair, kSoftmax };
 struct ScoreStepsParams {
   const char* hidden;        // [num_tokens, width], dense last dimension
   int64_t hidden_stride;     // bytes between tokens
+  int64_t num_tokens;
   Dtype hidden_dtype;
   const int32_t* rows;       // [num_steps], all in range
   int64_t num_steps;
@@ -51,7 +52,8 @@ struct AggregateStepsParams {
 };
 
 struct SelectTopkParams {
-  const float* scores;
+  const float* scores;          // [num_scores]
+  int64_t num_scores;
   const int32_t* group_indptr;  // [num_groups + 1]
   int64_t num_groups;
   int64_t k;

@@ -34,6 +34,7 @@ KERNELS = {
         14,
     ),
     "merge_states": (["tests/merge_states/test_merge_states_cuda.py"], "", 10),
+    "step_score": (["tests/step_score/test_step_score_cuda.py"], "not 16500", 40),
 }
 
 

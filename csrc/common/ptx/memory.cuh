@@ -37,6 +37,7 @@ __device__ __forceinline__ uint4 load_global_16(const void* address) {
 // What another block has written, read past L1, which may hold what was there before.
 __device__ __forceinline__ float4 load_l2_16(const float* address) { return __ldcg(reinterpret_cast<const float4*>(address)); }
 __device__ __forceinline__ float2 load_l2_8(const float* address) { return __ldcg(reinterpret_cast<const float2*>(address)); }
+__device__ __forceinline__ float load_l2_4(const float* address) { return __ldcg(address); }
 
 // address: 16-byte aligned.
 __device__ __forceinline__ void store_global_16(void* address, uint4 v) {

@@ -48,6 +48,13 @@ inline float2 load_l2_8(const float* address, EMU_SITE) {
   std::memcpy(&v, address, 8);
   return v;
 }
+inline float load_l2_4(const float* address, EMU_SITE) {
+  emu::check_global(address, 4, 4, "ld.global.cg");
+  emu::race::read(*emu::current, address, 4, "ld.global.cg", site);
+  float v;
+  std::memcpy(&v, address, 4);
+  return v;
+}
 inline int32_t load_acquire(const int32_t* address, EMU_SITE) { return emu::load_acquire(address, site); }
 inline int32_t atomic_add_acq_rel(int32_t* address, int32_t value, EMU_SITE) {
   return emu::atomic_update(address, [=](int32_t v) { return v + value; }, emu::Order::kAcqRel, site);
