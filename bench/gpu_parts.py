@@ -65,6 +65,8 @@ def make_parts(out: Path, work: Path, root: Path) -> tuple[list[Part], list[Part
                *_PEERS, "--json", f"{out}/tree_attention_cuda_bf16.json"),
         _bench("moves", 40, "moves", "--json", f"{out}/moves_cuda_bf16.json"),
         _bench("verify", 60, "verify", "--json", f"{out}/verify_cuda.json"),
+        _bench("scores", 40, "step_score", "--part", "heads", "--hidden", "1536", "3584", "8192",
+               "--json", f"{out}/step_score_cuda_bf16.json"),
         *(_sanitizer(tool, python) for tool in ("memcheck", "racecheck", "synccheck", "initcheck")),
         _bench("engine", 45, "engine_smoke", "--json", f"{work}/engine.json"),
         _bench("replay", 50, "replay", "--search", "document", "wide", "--max-steps", "600",

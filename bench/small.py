@@ -16,13 +16,16 @@ from ttc_kernels import (
     RowFilters,
     StepHead,
     _load,
+    aggregate_steps,
     commit_kv,
     copy_pages,
     merge_states,
     row_descriptor,
     sample_children,
     sample_tokens,
+    score_round,
     score_steps,
+    select_topk,
     token_logprobs,
     verify_chain,
     verify_sampled,
@@ -59,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         ("converted", _converted),
         ("merged", _merged),
         ("scores", _scores),
+        ("round", _round),
         ("samples", _samples),
         ("verified", _verified),
     ):
@@ -121,6 +125,21 @@ def _scores(device: torch.device, dtype: torch.dtype) -> bool:
     scores = score_steps(hidden, rows, head).double().cpu()
     logits = hidden.double().cpu()[[0, 4, 2]] @ weight.double()
     return torch.allclose(scores, logits.sigmoid(), rtol=1e-4, atol=1e-4)
+
+
+def _round(device: torch.device, dtype: torch.dtype) -> bool:
+    """A round of two groups by a head of many outputs: what its three ops give, ties and all."""
+    hidden, weight = torch.randn(9, 96, device=device, dtype=dtype), torch.randn(600, 96) / 10
+    head = StepHead.softmax(weight.to(dtype), good=(0, 7)).to(device)
+    rows, parent, groups = (
+        torch.tensor(values, dtype=torch.int32, device=device)
+        for values in ([8, 1, 1] * 7, [-1] * 20 + [0], [0, 13, 21])
+    )
+    norm = (torch.ones(96, device=device), 1e-6)
+    got = score_round(hidden, rows, head, parent, groups, 4, by="prod", norm=norm)
+    aggregates = aggregate_steps(score_steps(hidden, rows, head, norm=norm), parent)
+    same = torch.equal(got.aggregates.stats, aggregates.stats)
+    return same and torch.equal(got.selected, select_topk(aggregates.prod, groups, 4))
 
 
 def _samples(device: torch.device, dtype: torch.dtype) -> bool:

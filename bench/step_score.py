@@ -2,10 +2,12 @@
 
     python -m bench.step_score                      # both parts, a table and a JSON file
     python -m bench.step_score --part heads --threads 1
+    python -m bench.step_score --part heads --device cuda
 
 Heads: `score_steps` reads the rows at step ends; the plain head runs norm and head over every token
 of those steps, as a model's forward does. The floor is the larger of reading weights and rows once
-and of the products in float32. Search: see `bench.step_score_search`.
+and of the products: in float32 on the CPU, in the weights' dtype on a GPU. Search: see
+`bench.step_score_search`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import torch
 
 from ttc_kernels import StepHead, score_steps
 
-from . import machine, step_score_search
+from . import machine
+from .devices import make_clock
 from .roofline import Roofline
 from .timing import in_turn
 
@@ -60,18 +63,26 @@ def plain_head(head: StepHead, norm: torch.Tensor) -> Callable[[torch.Tensor], t
 
 @torch.inference_mode()
 def measure_head(
-    kind: str, hidden: int, steps: int, dtype: torch.dtype, roofline: Roofline, rounds: int
+    kind: str,
+    hidden: int,
+    steps: int,
+    dtype: torch.dtype,
+    roofline: Roofline,
+    rounds: int,
+    device: torch.device | str = "cpu",
 ) -> dict:
     """One row of the table."""
     torch.manual_seed(0)
-    head, norm = make_head(kind, hidden, dtype), torch.rand(hidden) + 0.5
+    clock = make_clock(torch.device(device))
+    head = make_head(kind, hidden, dtype).to(device)
+    norm = torch.rand(hidden).to(device) + 0.5
     num_weights = sum(weight.numel() for weight in head.weights)
     tokens = steps * TOKENS_PER_STEP
     plain_tokens = max(
         steps, min(tokens, int(PLAIN_FLOPS / (2 * num_weights)), (1 << 28) // hidden)
     )
-    states = torch.randn(plain_tokens, hidden).to(dtype)
-    rows = torch.linspace(0, plain_tokens - 1, steps).int()
+    states = torch.randn(plain_tokens, hidden, device=device).to(dtype)
+    rows = torch.linspace(0, plain_tokens - 1, steps).int().to(device)
     plain = plain_head(head, norm)
     times = in_turn(
         {
@@ -79,6 +90,8 @@ def measure_head(
             "plain": lambda: plain(states),
         },
         rounds,
+        clock=clock,
+        mode=clock.modes[0],
     )
     num_bytes = sum(w.nbytes for w in head.weights) + steps * (hidden * states.itemsize + 4 + 4)
     floor = max(num_bytes / roofline.bytes_per_s, 2 * steps * num_weights / roofline.flops_per_s)
@@ -101,30 +114,22 @@ def measure_head(
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=("all", "heads", "search"), default="all")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN)
-    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--width", type=int, default=64, help="of the search")
-    parser.add_argument("--depth", type=int, default=12, help="of the search, in steps")
-    parser.add_argument("--json", type=Path, default=None)
-    args = parser.parse_args()
+    args = parser().parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
-    report: dict = {"machine": machine.describe()}
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    if device.type == "cuda" and args.part != "heads":
+        raise SystemExit("--device cuda: the search is measured on the CPU, add --part heads")
+    report: dict = {"machine": machine.describe(device)}
     if args.part != "search":
-        roofline = Roofline.measure(torch.float32)
+        roofline = Roofline.measure(torch.float32 if device.type == "cpu" else dtype, device)
         report |= {"dtype": args.dtype, "roofline": vars(roofline)}
         report["heads"] = []
         print("head         hidden  steps   score_steps      floor  x floor   plain head   faster")
         for kind in ("two_logit", "value", "token_pair"):
             for hidden in args.hidden:
                 for steps in args.steps:
-                    row = measure_head(kind, hidden, steps, dtype, roofline, args.rounds)
+                    row = measure_head(kind, hidden, steps, dtype, roofline, args.rounds, device)
                     report["heads"].append(row)
                     print(
                         f"{kind:11s}  {hidden:6d}  {steps:5d}  {1e3 * row['score_steps_s']:9.3f} ms"
@@ -133,9 +138,29 @@ def main() -> None:
                         flush=True,
                     )
     if args.part != "heads":
+        from . import step_score_search
+
         report["search"] = step_score_search.compare(args.width, args.depth)
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    result = argparse.ArgumentParser(prog="python -m bench.step_score", description=__doc__)
+    result.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = result.add_argument
+    add("--part", choices=("all", "heads", "search"), default="all")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--hidden", type=int, nargs="+", default=HIDDEN)
+    add("--steps", type=int, nargs="+", default=STEPS)
+    add("--rounds", type=int, default=5)
+    add("--threads", type=int, default=None)
+    add("--width", type=int, default=64, help="of the search")
+    add("--depth", type=int, default=12, help="of the search, in steps")
+    add("--json", type=Path, default=None)
+    return result
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ struct ScoreTile {
   static constexpr int kSums = kRowTiles * kColumnTiles * 4 + kRowTiles * 2;  // of a lane
   static constexpr int kShares = kColumnTiles / 2;                            // at most, of a tile
   // Loads of so many times 32 columns are on their way while 32 columns are multiplied: what the registers hold.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr int kAhead = 1;
+#else
   static constexpr int kAhead = kRowTiles == 1 && kPieces<T> == 1 ? 2 : 1;
+#endif
   static constexpr int kBlocks = kRowTiles == 1 && kPieces<T> < 3 ? 2 : 1;  // on a multiprocessor
 
   struct Shared {
@@ -66,17 +70,35 @@ struct ScoreFormats {
   bool gain_aligned;
 };
 
+// What a lane reads: its rows of hidden states, -1 for none, and its first weights; the weights of the next column
+// tile are 8 rows on.
+template <int kRowTiles>
+struct ScoreSources {
+  int row[kRowTiles][2];
+  const char* weights;
+  int weights_left;  // rows from there to the end
+};
+
+// Addresses are made anew at every step: held, they would take the registers of what is loaded.
 template <class T, int kRowTiles, int kColumnTiles>
 __device__ __forceinline__ void load_step(const ScoreStepsParams& p, ScoreFormats formats,
-                                          const char* const (&x)[kRowTiles][2], const char* const (&w)[kColumnTiles],
-                                          int k, ScoreStep<T, kRowTiles, kColumnTiles>& step) {
-  const int width = static_cast<int>(p.width);
+                                          const ScoreSources<kRowTiles>& from, int column,
+                                          ScoreStep<T, kRowTiles, kColumnTiles>& step) {
+  const int width = static_cast<int>(p.width), k = ptx::unhoisted(column);
+  const int64_t tile_bytes = 8 * p.width * (formats.weights.dtype == Dtype::kFloat32 ? 4 : 2);
 #pragma unroll
-  for (int n = 0; n < kColumnTiles; ++n) step.w[n] = load_eight<T>(w[n], k, width, formats.weights);
+  for (int n = 0; n < kColumnTiles; ++n) {
+    const char* weights = 8 * n < from.weights_left ? from.weights + n * tile_bytes : nullptr;
+    step.w[n] = load_eight<T>(weights, k, width, formats.weights);
+  }
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
-    step.x[m][0] = load_eight<T>(x[m][0], k, width, formats.hidden);
-    step.x[m][1] = load_eight<T>(x[m][1], k, width, formats.hidden);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = ptx::unhoisted(from.row[m][half]);
+      const char* x = row >= 0 ? p.hidden + row * p.hidden_stride : nullptr;
+      step.x[m][half] = load_eight<T>(x, k, width, formats.hidden);
+    }
   }
   if (p.norm_weight == nullptr) return;
   float4* gain = reinterpret_cast<float4*>(step.gain);
@@ -153,23 +175,22 @@ __device__ __forceinline__ void add_step(const ScoreStep<T, kRowTiles, kColumnTi
 template <class T, int kRowTiles, int kColumnTiles>
 __device__ __forceinline__ ScoreSums<kRowTiles, kColumnTiles> dots_of_warp(const ScoreStepsParams& p,
                                                                            ScoreFormats formats,
-                                                                           const char* const (&x)[kRowTiles][2],
-                                                                           const char* const (&w)[kColumnTiles]) {
+                                                                           const ScoreSources<kRowTiles>& from) {
   constexpr int kAhead = ScoreTile<T, kRowTiles, kColumnTiles>::kAhead;
-  const int warp = threadIdx.x / 32;
+  const int warp = threadIdx.x / 32, mine = 8 * (threadIdx.x % 4), width = static_cast<int>(p.width);
   const bool has_gain = p.norm_weight != nullptr;
-  // Step t: two of them read lines of 128 bytes of 16-bit numbers.
-  const auto column = [&](int t) { return (t / 2 * kScoreWarps + warp) * 64 + t % 2 * 32; };
+  // Two steps read lines of 128 bytes of 16-bit numbers.
+  const auto column = [&](int step) { return (step / 2 * kScoreWarps + warp) * 64 + step % 2 * 32; };
   ScoreSums<kRowTiles, kColumnTiles> sums;
   ScoreStep<T, kRowTiles, kColumnTiles> ring[kAhead];
-  const int width = static_cast<int>(p.width), mine = 8 * (threadIdx.x % 4);
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) load_step(p, formats, x, w, column(i) + mine, ring[i]);
-  for (int t = 0; column(t) < width; t += kAhead) {
+  for (int i = 0; i < kAhead; ++i) load_step(p, formats, from, column(i) + mine, ring[i]);
+#pragma unroll 1
+  for (int first = 0; column(first) < width; first += kAhead) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const ScoreStep<T, kRowTiles, kColumnTiles> step = ring[i];
-      load_step(p, formats, x, w, column(t + i + kAhead) + mine, ring[i]);
+      load_step(p, formats, from, column(first + i + kAhead) + mine, ring[i]);
       add_step(step, has_gain, sums);  // of zeros, beyond the width
     }
   }
@@ -224,14 +245,14 @@ __global__ void __launch_bounds__(kScoreThreads, ScoreTile<T, kRowTiles, kColumn
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kRows;
 
-  const char* x[kRowTiles][2];
+  ScoreSources<kRowTiles> from;
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t step = first_row + 16 * m + 8 * half + lane / 4;
-      const int64_t row = step < score.num_steps ? score.rows[step] : -1;
-      x[m][half] = row >= 0 && row < score.num_tokens ? score.hidden + row * score.hidden_stride : nullptr;
+      const int row = step < score.num_steps ? score.rows[step] : -1;
+      from.row[m][half] = row < score.num_tokens ? row : -1;
     }
   }
 
@@ -244,16 +265,11 @@ __global__ void __launch_bounds__(kScoreThreads, ScoreTile<T, kRowTiles, kColumn
   for (int64_t tile = blockIdx.y * share_tiles; tile < (blockIdx.y + 1) * share_tiles; ++tile) {
     const int64_t first = tile * Tile::kColumns;
     if (first >= score.layers[0].rows && tile > 0) break;
-    const char* w[kColumnTiles];
-#pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
-      const int64_t output = first + 8 * n + lane / 4;
-      w[n] = output < score.layers[0].rows
-                 ? static_cast<const char*>(score.layers[0].data) +
-                       output * score.width * (score.layers[0].dtype == Dtype::kFloat32 ? 4 : 2)
-                 : nullptr;
-    }
-    auto sums = dots_of_warp<T, kRowTiles, kColumnTiles>(score, formats, x, w);
+    const int64_t output = first + lane / 4, left = score.layers[0].rows - output;
+    from.weights = static_cast<const char*>(score.layers[0].data) +
+                   output * score.width * (formats.weights.dtype == Dtype::kFloat32 ? 4 : 2);
+    from.weights_left = static_cast<int>(max(int64_t{0}, min(left, int64_t{Tile::kColumns})));
+    auto sums = dots_of_warp<T, kRowTiles, kColumnTiles>(score, formats, from);
     add_warps<Tile>(sums, shared);
     if (warp == 0) {
 #pragma unroll

@@ -61,6 +61,13 @@ PLANNED = (
     # Sampled, target-only and rejection describe the rows that they come to.
     (r"verify_kernel<.*[123]>", 43832, 1),
     (r"verify_kernel<", 7680, 1),
+    # With 64 rows, and with three pieces to a number, the registers hold what is on its way.
+    (r"score_steps_kernel<__nv_bfloat16, 4, 4>", 48644, 1),
+    (r"score_steps_kernel<__half, 4, 2>", 26628, 1),
+    (r"score_steps_kernel<ttc::AnyFloat, 1, 2>", 6660, 1),
+    (r"score_steps_kernel<.*, 1, 2>", 6660, 2),
+    (r"aggregate_steps_kernel", 0, 8),
+    (r"select_topk_kernel", 1024, 8),
     # One block of 12 warps to an SM: its shared memory is the pipeline.
     (r"tree_attention_sm90<.*unsigned char, 64>", 196608, 1),
     (r"tree_attention_sm90<.*, 64>", 180224, 1),
@@ -76,6 +83,7 @@ DESIGNED = (
     (r"(copy|pages|commit_kv)_kernel<uint4>", ("loads_16", "stores_16")),
     (r"(row_descriptor|sample_tokens|draw_nodes|sample_children|verify)_kernel", ("loads_16",)),
     (r"(convert|merge_states)_kernel<.*, (4|8|16)>", ("loads_16", "stores_16")),
+    (r"score_steps_kernel<", ("hmma", "loads_16")),
 )
 # Of an SM: bytes of shared memory, of which each block takes 1 KB more than it asked for.
 SHARED_MEMORY = {80: 164 << 10, 90: 228 << 10}
