@@ -31,7 +31,6 @@ struct ScoreTile {
   static constexpr int kRows = 16 * kRowTiles;
   static constexpr int kColumns = 8 * kColumnTiles;
   static constexpr int kSums = kRowTiles * kColumnTiles * 4 + kRowTiles * 2;  // of a lane
-  static constexpr int kShares = kColumnTiles / 2;                            // at most, of a tile
   // Loads of so many times 32 columns are on their way while 32 columns are multiplied: what the registers hold.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   static constexpr int kAhead = 1;
@@ -177,21 +176,25 @@ __device__ __forceinline__ ScoreSums<kRowTiles, kColumnTiles> dots_of_warp(const
                                                                            ScoreFormats formats,
                                                                            const ScoreSources<kRowTiles>& from) {
   constexpr int kAhead = ScoreTile<T, kRowTiles, kColumnTiles>::kAhead;
-  const int warp = threadIdx.x / 32, mine = 8 * (threadIdx.x % 4), width = static_cast<int>(p.width);
+  static_assert(kAhead == 1 || kAhead == 2);
+  const int mine = 8 * (threadIdx.x % 4), width = static_cast<int>(p.width);
   const bool has_gain = p.norm_weight != nullptr;
-  // Two steps read lines of 128 bytes of 16-bit numbers.
-  const auto column = [&](int step) { return (step / 2 * kScoreWarps + warp) * 64 + step % 2 * 32; };
   ScoreSums<kRowTiles, kColumnTiles> sums;
   ScoreStep<T, kRowTiles, kColumnTiles> ring[kAhead];
+  // Two steps read lines of 128 bytes of 16-bit numbers; then come the columns of the other warps.
+  constexpr int kTurn = 64 * kScoreWarps;
+  const auto next = [](int k) { return k & 32 ? k + kTurn - 32 : k + 32; };
+  int k = 64 * (threadIdx.x / 32) + mine;
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) load_step(p, formats, from, column(i) + mine, ring[i]);
+  for (int i = 0; i < kAhead; ++i) load_step(p, formats, from, k + 32 * i, ring[i]);
 #pragma unroll 1
-  for (int first = 0; column(first) < width; first += kAhead) {
+  while (k - mine < width) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       const ScoreStep<T, kRowTiles, kColumnTiles> step = ring[i];
-      load_step(p, formats, from, column(first + i + kAhead) + mine, ring[i]);
+      load_step(p, formats, from, kAhead == 2 ? k + kTurn : next(k), ring[i]);
       add_step(step, has_gain, sums);  // of zeros, beyond the width
+      k = kAhead == 2 ? k + (i == 0 ? 32 : kTurn - 32) : next(k);
     }
   }
 #pragma unroll
@@ -236,13 +239,47 @@ __device__ __forceinline__ void add_warps(ScoreSums<kRowTiles, kColumnTiles>& su
   }
 }
 
+// What the last blocks do: a segment's shares, a row tile's segments, a round. is_last, scratch: shared memory, of
+// kScoreThreads floats the latter.
+template <int kRows>
+__device__ __forceinline__ void finish(const ScoreCudaParams& p, int tile_shares, int32_t& is_last, float* scratch) {
+  const int64_t num_steps = p.score.num_steps, step = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x;
+  const bool mine = threadIdx.x < kRows && step < num_steps;
+  const int64_t segment_blocks = kSegmentShares / tile_shares;
+  const int64_t segments = (p.num_shares + kSegmentShares - 1) / kSegmentShares;
+  const int64_t segment = blockIdx.y / segment_blocks;
+  const int64_t expected = min(segment_blocks, gridDim.y - segment * segment_blocks);
+  int32_t* arrivals = p.arrivals + blockIdx.x * (segments + 1);
+  if (!last_to_arrive(arrivals + segment, static_cast<int32_t>(expected), &is_last)) return;
+  Share share;
+  if (mine) {
+    share = sum_shares(p, segment * kSegmentShares, min((segment + 1) * kSegmentShares, p.num_shares), step);
+  }
+  if (segments > 1) {
+    if (mine) store_share(p, p.num_shares + segment, step, share);
+    if (!last_to_arrive(arrivals + segments, static_cast<int32_t>(segments), &is_last)) return;
+    if (mine) share = sum_shares(p, p.num_shares, p.num_shares + segments, step);
+  }
+  if (mine) {
+    const int row = p.score.rows[step];
+    const bool exists = row >= 0 && row < p.score.num_tokens;
+    p.score.scores[step] = exists ? score_of_share(p.score, share) : __uint_as_float(0x7fc00000u);
+  }
+  if (!p.is_round) return;
+  if (!last_to_arrive(p.arrivals + gridDim.x * (segments + 1), static_cast<int32_t>(gridDim.x), &is_last)) return;
+  for (int64_t i = threadIdx.x; i < num_steps; i += kScoreThreads) aggregate_step(p.aggregate, i);
+  __syncthreads();
+  for (int64_t i = 0; i < num_steps; i += kScoreThreads) select_scores(p.select, i, scratch);
+  for (int64_t i = threadIdx.x; i < p.select.num_groups * p.select.k; i += kScoreThreads) fill_place(p.select, i);
+}
+
 template <class T, int kRowTiles, int kColumnTiles>
 __global__ void __launch_bounds__(kScoreThreads, ScoreTile<T, kRowTiles, kColumnTiles>::kBlocks)
     score_steps_kernel(const __grid_constant__ ScoreCudaParams p, const ScoreFormats formats) {
   using Tile = ScoreTile<T, kRowTiles, kColumnTiles>;
   auto& shared = *reinterpret_cast<typename Tile::Shared*>(dynamic_smem());
   const ScoreStepsParams& score = p.score;
-  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Tile::kRows;
 
   ScoreSources<kRowTiles> from;
@@ -257,7 +294,7 @@ __global__ void __launch_bounds__(kScoreThreads, ScoreTile<T, kRowTiles, kColumn
   }
 
   // What follows the products: thread (row, part of the tile).
-  const int row = thread % Tile::kRows, part = thread / Tile::kRows;
+  const int row = threadIdx.x % Tile::kRows, part = threadIdx.x / Tile::kRows;
   const int64_t step = first_row + row;
   const int64_t share_tiles = max(int64_t{1}, p.share_groups / kColumnTiles);
   const int tile_shares = static_cast<int>(max(int64_t{1}, kColumnTiles / p.share_groups));
@@ -302,32 +339,7 @@ __global__ void __launch_bounds__(kScoreThreads, ScoreTile<T, kRowTiles, kColumn
   const int64_t place = static_cast<int64_t>(blockIdx.y) * tile_shares + part;
   if (part < tile_shares && place < p.num_shares && step < score.num_steps) store_share(p, place, step, share);
 
-  const int64_t segment_blocks = kSegmentShares / tile_shares;
-  const int64_t segments = (p.num_shares + kSegmentShares - 1) / kSegmentShares;
-  const int64_t segment = blockIdx.y / segment_blocks;
-  int32_t* arrivals = p.arrivals + blockIdx.x * (segments + 1);
-  const int64_t expected = min(segment_blocks, gridDim.y - segment * segment_blocks);
-  if (!last_to_arrive(arrivals + segment, static_cast<int32_t>(expected), &shared.is_last)) return;
-  const bool mine = part == 0 && step < score.num_steps;
-  if (mine) {
-    share = sum_shares(p, segment * kSegmentShares, min((segment + 1) * kSegmentShares, p.num_shares), step);
-  }
-  if (segments > 1) {
-    if (mine) store_share(p, p.num_shares + segment, step, share);
-    if (!last_to_arrive(arrivals + segments, static_cast<int32_t>(segments), &shared.is_last)) return;
-    if (mine) share = sum_shares(p, p.num_shares, p.num_shares + segments, step);
-  }
-  if (mine) {
-    const int64_t from = score.rows[step];
-    const bool exists = from >= 0 && from < score.num_tokens;
-    score.scores[step] = exists ? score_of_share(score, share) : __uint_as_float(0x7fc00000u);
-  }
-  if (!p.is_round) return;
-  if (!last_to_arrive(p.arrivals + gridDim.x * (segments + 1), static_cast<int32_t>(gridDim.x), &shared.is_last)) return;
-  for (int64_t i = thread; i < score.num_steps; i += kScoreThreads) aggregate_step(p.aggregate, i);
-  __syncthreads();
-  for (int64_t i = 0; i < score.num_steps; i += kScoreThreads) select_scores(p.select, i, &shared.halves[0][0][0]);
-  for (int64_t i = thread; i < p.select.num_groups * p.select.k; i += kScoreThreads) fill_place(p.select, i);
+  finish<Tile::kRows>(p, tile_shares, shared.is_last, &shared.halves[0][0][0]);
 }
 
 }  // namespace ttc
