@@ -31,12 +31,9 @@ struct ScoreTile {
   static constexpr int kRows = 16 * kRowTiles;
   static constexpr int kColumns = 8 * kColumnTiles;
   static constexpr int kSums = kRowTiles * kColumnTiles * 4 + kRowTiles * 2;  // of a lane
-  // Loads of so many times 32 columns are on their way while 32 columns are multiplied: what the registers hold.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  static constexpr int kAhead = 1;
-#else
-  static constexpr int kAhead = kRowTiles == 1 && kPieces<T> == 1 ? 2 : 1;
-#endif
+  // Weights of so many times 32 columns are on their way, and rows of 32, while 32 columns are multiplied: what the
+  // registers hold.
+  static constexpr int kAhead = kRowTiles == 1 && kPieces<T> < 3 ? 2 : 1;
   static constexpr int kBlocks = kRowTiles == 1 && kPieces<T> < 3 ? 2 : 1;  // on a multiprocessor
 
   struct Shared {
@@ -51,11 +48,14 @@ struct ScoreTile {
 // 32 columns of a warp's rows and weights: lane 4 g + c holds columns 8 c .. 8 c + 7 of rows g and g + 8 of each
 // row tile and of weight g of each column tile. They are the k of two products of 16 columns; in which order
 // they count does not matter, as it is the same on both sides.
-template <class T, int kRowTiles, int kColumnTiles>
-struct ScoreStep {
+template <class T, int kRowTiles>
+struct ScoreRows {
   Eight<T> x[kRowTiles][2];
-  Eight<T> w[kColumnTiles];
   alignas(16) float gain[8];
+};
+template <class T, int kColumnTiles>
+struct ScoreWeights {
+  Eight<T> w[kColumnTiles];
 };
 
 template <int kRowTiles, int kColumnTiles>
@@ -80,16 +80,23 @@ struct ScoreSources {
 
 // Addresses are made anew at every step: held, they would take the registers of what is loaded.
 template <class T, int kRowTiles, int kColumnTiles>
-__device__ __forceinline__ void load_step(const ScoreStepsParams& p, ScoreFormats formats,
-                                          const ScoreSources<kRowTiles>& from, int column,
-                                          ScoreStep<T, kRowTiles, kColumnTiles>& step) {
-  const int width = static_cast<int>(p.width), k = ptx::unhoisted(column);
+__device__ __forceinline__ void load_weights(const ScoreStepsParams& p, ScoreFormats formats,
+                                             const ScoreSources<kRowTiles>& from, int column,
+                                             ScoreWeights<T, kColumnTiles>& step) {
+  const int k = ptx::unhoisted(column);
   const int64_t tile_bytes = 8 * p.width * (formats.weights.dtype == Dtype::kFloat32 ? 4 : 2);
 #pragma unroll
   for (int n = 0; n < kColumnTiles; ++n) {
     const char* weights = 8 * n < from.weights_left ? from.weights + n * tile_bytes : nullptr;
-    step.w[n] = load_eight<T>(weights, k, width, formats.weights);
+    step.w[n] = load_eight<T>(weights, k, static_cast<int>(p.width), formats.weights);
   }
+}
+
+template <class T, int kRowTiles>
+__device__ __forceinline__ void load_rows(const ScoreStepsParams& p, ScoreFormats formats,
+                                          const ScoreSources<kRowTiles>& from, int column,
+                                          ScoreRows<T, kRowTiles>& step) {
+  const int width = static_cast<int>(p.width), k = ptx::unhoisted(column);
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
@@ -116,17 +123,18 @@ __device__ __forceinline__ void load_step(const ScoreStepsParams& p, ScoreFormat
 // Adds a step's products. The tensor cores round sums of products towards zero, so few are added up there;
 // the rest is rounded to nearest. Products of pieces that are too small for fp32 are left out.
 template <class T, int kRowTiles, int kColumnTiles>
-__device__ __forceinline__ void add_step(const ScoreStep<T, kRowTiles, kColumnTiles>& step, bool has_gain,
+__device__ __forceinline__ void add_step(const ScoreRows<T, kRowTiles>& rows,
+                                         const ScoreWeights<T, kColumnTiles>& weights, bool has_gain,
                                          ScoreSums<kRowTiles, kColumnTiles>& sums) {
   uint32_t x[kRowTiles][2][kPieces<T>][4];
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      split(step.x[m][half], x[m][half]);
+      split(rows.x[m][half], x[m][half]);
       if (!has_gain) continue;
       float v[8];
-      to_floats(step.x[m][half], v);
+      to_floats(rows.x[m][half], v);
 #pragma unroll
       for (int i = 0; i < 8; ++i) sums.squares[m][half] = fmaf(v[i], v[i], sums.squares[m][half]);
     }
@@ -136,12 +144,12 @@ __device__ __forceinline__ void add_step(const ScoreStep<T, kRowTiles, kColumnTi
     uint32_t w[kMaxPieces][4] = {};
     if (has_gain) {
       float v[8];
-      to_floats(step.w[n], v);
+      to_floats(weights.w[n], v);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] *= step.gain[i];
+      for (int i = 0; i < 8; ++i) v[i] *= rows.gain[i];
       split(v, w);
     } else {
-      split(step.w[n], reinterpret_cast<uint32_t(&)[kPieces<T>][4]>(w));
+      split(weights.w[n], reinterpret_cast<uint32_t(&)[kPieces<T>][4]>(w));
     }
     float dots[kRowTiles][4] = {};
 #pragma unroll
@@ -176,26 +184,27 @@ __device__ __forceinline__ ScoreSums<kRowTiles, kColumnTiles> dots_of_warp(const
                                                                            ScoreFormats formats,
                                                                            const ScoreSources<kRowTiles>& from) {
   constexpr int kAhead = ScoreTile<T, kRowTiles, kColumnTiles>::kAhead;
-  static_assert(kAhead == 1 || kAhead == 2);
   const int mine = 8 * (threadIdx.x % 4), width = static_cast<int>(p.width);
   const bool has_gain = p.norm_weight != nullptr;
-  ScoreSums<kRowTiles, kColumnTiles> sums;
-  ScoreStep<T, kRowTiles, kColumnTiles> ring[kAhead];
   // Two steps read lines of 128 bytes of 16-bit numbers; then come the columns of the other warps.
-  constexpr int kTurn = 64 * kScoreWarps;
-  const auto next = [](int k) { return k & 32 ? k + kTurn - 32 : k + 32; };
-  int k = 64 * (threadIdx.x / 32) + mine;
+  const auto next = [](int k) { return k & 32 ? k + 64 * kScoreWarps - 32 : k + 32; };
+  int k = 64 * (threadIdx.x / 32) + mine, weights_k = k;
+  ScoreSums<kRowTiles, kColumnTiles> sums;
+  ScoreRows<T, kRowTiles> next_rows;
+  ScoreWeights<T, kColumnTiles> next_weights[kAhead];
+  load_rows(p, formats, from, k, next_rows);
 #pragma unroll
-  for (int i = 0; i < kAhead; ++i) load_step(p, formats, from, k + 32 * i, ring[i]);
+  for (int i = 0; i < kAhead; ++i, weights_k = next(weights_k)) {
+    load_weights(p, formats, from, weights_k, next_weights[i]);
+  }
 #pragma unroll 1
-  while (k - mine < width) {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const ScoreStep<T, kRowTiles, kColumnTiles> step = ring[i];
-      load_step(p, formats, from, kAhead == 2 ? k + kTurn : next(k), ring[i]);
-      add_step(step, has_gain, sums);  // of zeros, beyond the width
-      k = kAhead == 2 ? k + (i == 0 ? 32 : kTurn - 32) : next(k);
-    }
+  for (; k - mine < width; k = next(k), weights_k = next(weights_k)) {
+    const ScoreRows<T, kRowTiles> rows = next_rows;
+    const ScoreWeights<T, kColumnTiles> weights = next_weights[0];
+    if constexpr (kAhead == 2) next_weights[0] = next_weights[1];
+    load_weights(p, formats, from, weights_k, next_weights[kAhead - 1]);
+    load_rows(p, formats, from, next(k), next_rows);
+    add_step(rows, weights, has_gain, sums);
   }
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
