@@ -135,7 +135,7 @@ def test_a_given_wheel_is_tried_before_building(tmp_path: Path, monkeypatch: pyt
 
 def test_small_calls_of_every_kernel_are_right(capsys, monkeypatch: pytest.MonkeyPatch):
     assert small.main([]) == 0
-    assert capsys.readouterr().out.count("right") == 6
+    assert capsys.readouterr().out.count("right") == 7
     for name in ("write_kv", "copy_pages", "commit_kv"):
         with monkeypatch.context() as patch:
             patch.setattr(small, name, lambda *_, **__: None)
