@@ -344,6 +344,11 @@ class Policy:
             self._waiting = [g for g in self._waiting if g.branch.stop_reason is None]
             self._decoding = [g for g in self._decoding if g.room and g.branch.stop_reason is None]
 
+    def ahead(self, search: Search) -> int:
+        """Tokens that a problem's growing branches may still take."""
+        growing = (g for g in (*self._decoding, *self._waiting) if g.search is search)
+        return sum(g.limit - g.sequence.length for g in growing)
+
     def active(self) -> set[int]:
         """Ids of the sequences that are growing, or that a waiting branch is to continue."""
         waiting = [g for g in self._waiting if g.room and not g.held]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import numpy as np
 from torch import Tensor
@@ -86,7 +87,7 @@ class Lane:
         kv = _kv(holder).fork(1)[0]
         if kv.length > shared:
             kv.truncate(shared)
-        sequence.attach(kv, shared, holder)
+        sequence.attach(kv, shared, holder, shared)
         if sampled and holder.length == shared:
             sequence.logits = holder.logits
         return sequence
@@ -99,9 +100,21 @@ class Lane:
             if shared > match and self.cache.long_enough(shared, tokens):
                 return None
         kv = self.cache.fork(key, match) if key else self.model.pool.new_branch()
-        root.attach(kv, match, None)
+        root.attach(kv, match, *self._same_pages(root.ledger.attached.values(), kv))
         self._prefilling[id(root)] = (root, tokens)
         return root
+
+    def _same_pages(
+        self, others: Iterable[Sequence], kv: PoolBranch
+    ) -> tuple[Sequence | None, int]:
+        """Of some sequences the one that shares most tokens' pages with a branch, and how many."""
+        best, most, size = None, 0, self.model.page_size
+        for other in others:
+            shared = common_prefix(_kv(other).pages, kv.pages) * size
+            shared = min(shared, other.length, kv.length)
+            if shared > most:
+                best, most = other, shared
+        return best, most
 
     def release(self, sequence: Sequence) -> None:
         """Give up a sequence's pages; it can be prepared and run again."""

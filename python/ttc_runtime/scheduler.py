@@ -56,6 +56,10 @@ class Scheduler:
     def __init__(self, policy: Policy, scorer: Scorer | None, max_batch: int) -> None:
         self.policy, self.scorer, self.max_batch = policy, scorer, max_batch
         self._policies = [policy, *policy.peers.values()]
+        self._users: list[Policy | Scorer] = [*self._policies]
+        if scorer is not None:
+            self._users.append(scorer)
+        self._expected: dict[Policy | Scorer, float] = {}  # pages that a problem takes
         self._active: list[_Active] = []  # oldest first
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Task]:
@@ -93,8 +97,10 @@ class Scheduler:
 
     def _start(self, queue: Iterator[Task], done: list[Task]) -> bool:
         """Start problems while there is room. Returns whether there may be more."""
-        while sum(policy.num_growing for policy in self._policies) < self.max_batch and not any(
-            active.search.paused or active.search.held for active in self._active
+        while (
+            sum(policy.num_growing for policy in self._policies) < self.max_batch
+            and not any(active.search.paused or active.search.held for active in self._active)
+            and all(self._fits_another(user) for user in self._users)
         ):
             task = next(queue, None)
             if task is None:
@@ -112,6 +118,22 @@ class Scheduler:
             if self._advance(active):
                 self._retire(active, done)
         return True
+
+    def _fits_another(self, user: Policy | Scorer) -> bool:
+        """Whether there is memory for one more problem, all of them as large as those before.
+
+        Until one has ended, what its branches may still take at most stands for that. One problem
+        always fits: whether it does is seen when it runs.
+        """
+        if not self._active:
+            return True
+        pool = user.lane.model.pool
+        pages = [user.ledger(a.search).pages(pool.page_size) for a in self._active]
+        expected = self._expected.get(user)
+        if expected is None:
+            ahead = [user.ahead(a.search) // pool.page_size for a in self._active]
+            expected = max(n + more for n, more in zip(pages, ahead, strict=True))
+        return sum(max(n, expected) for n in pages) + expected <= pool.num_pages
 
     def _advance(self, active: _Active) -> bool:
         """Let a strategy go on as far as its work is done. True when it has ended."""
@@ -211,15 +233,18 @@ class Scheduler:
 
     def _retire(self, active: _Active, done: list[Task]) -> None:
         """A task has ended: free its pages at once, and let one that was held back go on."""
+        for user in self._users:
+            pages = user.ledger(active.search).pages(user.lane.model.page_size)
+            # The largest one counts, less and less with every smaller one after it.
+            self._expected[user] = max(pages, 0.9 * self._expected.get(user, 0) + 0.1 * pages)
         self._drop(active)
         self._active.remove(active)
         self._resume()
         done.append(active.task)
 
     def _drop(self, active: _Active) -> None:
-        for user in (*self._policies, self.scorer):
-            if user is not None:
-                user.cancel(active.search)
+        for user in self._users:
+            user.cancel(active.search)
         active.search.running.clear()
         active.strands.close()
         active.search.close()

@@ -163,8 +163,10 @@ class Scorer:
         if above is not None and above.tokens[: path[-1].end] == path[-1].text.tokens:
             return above, path[-1].end
         for node in reversed(path[1:]):
-            if node.score is None or (node.sequence.kv and node.sequence.length >= node.end):
-                return node.sequence, node.end
+            # Not by what is in the pool: lack of memory must not change what the search costs.
+            held = node.sequence
+            if node.score is None or held.owner is None or not held.owner.freed or _holds(node):
+                return held, node.end
         return path[0].sequence, path[0].end
 
     def _gap(self, branch: Branch, path: list[_Node]) -> int:
@@ -291,6 +293,10 @@ class Scorer:
         if reward.kv is None and above and above.kv and above.length >= reward.fork_len:
             self.lane.prepare(reward, sampled=False)  # holds shared pages when a twin gives up its
 
+    def ahead(self, search: Search) -> int:
+        """Tokens still to be run for a problem: what the policy will write is not known here."""
+        return sum(s.pending for b in self._jobs if b.search is search for s in self._next(b))
+
     def active(self) -> set[int]:
         """Ids of the sequences being scored, or that one being scored continues."""
         busy = [s for b in self._jobs for s in [*self._next(b), b.reward] if s is not None]
@@ -316,6 +322,10 @@ class Scorer:
         """Forget a problem and its work."""
         self._jobs = [b for b in self._jobs if b.search is not search]
         self._books.pop(search, None)
+
+
+def _holds(node: _Node) -> bool:
+    return node.sequence.kv is not None and node.sequence.length >= node.end
 
 
 def _missing(sequence: Sequence, end: int) -> int:

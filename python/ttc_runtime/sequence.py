@@ -19,8 +19,8 @@ class Ledger:
 
     run: run through the model. recomputed: of these, run before for the same sequence and lost to
     memory pressure. reused: taken from a cached prefix instead of run. live, peak: distinct tokens
-    holding KV for the problem, now and at most. seconds: model time by phase. attached: sequences
-    that hold KV.
+    holding KV for the problem, now and at most. branches: most sequences that held KV at a time.
+    seconds: model time by phase. attached: sequences that hold KV.
     """
 
     run: int = 0
@@ -28,6 +28,7 @@ class Ledger:
     reused: int = 0
     live: int = 0
     peak: int = 0
+    branches: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"prefill": 0.0, "decode": 0.0})
     attached: dict[int, Sequence] = field(default_factory=dict)
 
@@ -35,6 +36,10 @@ class Ledger:
     def needed(self) -> int:
         """Tokens that had to be run once, by whomever."""
         return self.run + self.reused - self.recomputed
+
+    def pages(self, page_size: int) -> int:
+        """Pages that were enough at any time: each sequence leaves one half full at most."""
+        return self.peak // page_size + self.branches
 
 
 class Sequence:
@@ -102,16 +107,19 @@ class Sequence:
         kept = max((s.base for s in self.sharers), default=self.base)
         return self.length - max(kept, self.base)
 
-    def attach(self, kv: PoolBranch, length: int, holder: Sequence | None) -> None:
-        """Take a pool branch that holds the first `length` tokens, shared with `holder`."""
-        self.kv, self.length, self.base, self.holder = kv, length, 0, None
+    def attach(self, kv: PoolBranch, length: int, holder: Sequence | None, shared: int) -> None:
+        """Take a pool branch with the first `length` tokens, `shared` of them with `holder`.
+
+        A sequence without a parent takes what it does not run itself from a cached prefix.
+        """
+        self.kv, self.length, self.base, self.holder = kv, length, shared, holder
         self.ledger.attached[id(self)] = self
+        self.ledger.branches = max(self.ledger.branches, len(self.ledger.attached))
         if holder is not None:
-            self.base, self.holder = length, holder
             holder.sharers.add(self)
-        else:
+        if self.parent is None:
             self.ledger.reused += max(0, length - self.ran)
-            self._hold(length)
+        self._hold(length - shared)
         self.ran = max(self.ran, length)
 
     def grow(self, count: int) -> None:

@@ -17,7 +17,7 @@ def test_unique_tokens_equal_a_recount(seed):
     rng = random.Random(seed)
     pool, ledger = PagePool(4096, page_size=4), Ledger()
     root = Sequence([0] * 5, ledger)
-    root.attach(pool.new_branch(), 0, None)
+    root.attach(pool.new_branch(), 0, None, 0)
     origin = {id(root): []}  # the identity of each token a sequence holds
     fresh = iter(range(10**6))
     alive = [root]
@@ -32,7 +32,7 @@ def test_unique_tokens_equal_a_recount(seed):
             origin[id(sequence)] += [next(fresh) for _ in range(count)]
         elif action < 0.75:
             child = Sequence([0] * sequence.length, ledger, sequence)
-            child.attach(sequence.kv.fork(1)[0], sequence.length, sequence)
+            child.attach(sequence.kv.fork(1)[0], sequence.length, sequence, sequence.length)
             origin[id(child)] = origin[id(sequence)][:]
             alive.append(child)
         elif len(alive) > 1:
@@ -53,7 +53,7 @@ def test_tokens_run_again_are_recomputed():
     pool, ledger = PagePool(16, page_size=4), Ledger()
     sequence = Sequence([0] * 10, ledger)
     for count in (7, 10):
-        sequence.attach(pool.new_branch(), 0, None)
+        sequence.attach(pool.new_branch(), 0, None, 0)
         sequence.kv.append(count)
         sequence.grow(count)
         sequence.detach()
