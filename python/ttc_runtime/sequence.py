@@ -19,7 +19,8 @@ class Ledger:
 
     run: run through the model. recomputed: of these, run before for the same sequence and lost to
     memory pressure. reused: taken from a cached prefix instead of run. live, peak: distinct tokens
-    holding KV for the problem, now and at most. branches: most sequences that held KV at a time.
+    holding KV for the problem, now and at most; where memory ran out and prefixes were recovered,
+    an upper bound. branches: most sequences that held KV at a time.
     seconds: model time by phase. attached: sequences that hold KV.
     """
 

@@ -25,8 +25,8 @@ def test_little_memory_changes_nothing_but_the_work(make_engine, strategy):
     results = tight.solve_all(PROBLEMS, strategy)
     assert [r.error for r in results] == [None] * 5
     assert [tree_of(r) for r in results] == expected
-    if isinstance(strategy, BestOfN):
-        assert sum(r.usage.recomputed for r in results) > 0
+    if isinstance(strategy, BestOfN):  # they start one after the other
+        assert sum(r.usage.recomputed for r in results) == 0
     for result in results:
         assert result.usage.run <= result.usage.prompt + result.usage.generated
     free_everything(tight)
