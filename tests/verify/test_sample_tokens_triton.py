@@ -47,13 +47,13 @@ def test_equals_the_cpu_at_full_size(device, dtype: torch.dtype) -> None:
 
 def test_many_seeds(triton_device) -> None:
     """Flat rows, where every token's noise counts."""
-    logits = torch.zeros(400, 40)
+    logits = torch.zeros(150, 16)
     logits[:, ::3] = -0.25
     desc = row_descriptor(logits, 1.0)
-    seeds, positions = torch.arange(400) - 200, torch.arange(400) * 2**46
+    seeds, positions = torch.arange(150) - 75, torch.arange(150) * 2**47
     tokens = in_triton(logits, desc, seeds, positions, triton_device)
     assert torch.equal(tokens, sample_tokens(logits, desc, seeds, positions))
-    assert len(set(tokens.tolist())) == 40
+    assert len(set(tokens.tolist())) == 16
 
 
 def test_rows_without_a_distribution_ties_and_strides(triton_device) -> None:
