@@ -19,8 +19,7 @@ class Ledger:
 
     run: run through the model. recomputed: of these, run before for the same sequence and lost to
     memory pressure. reused: taken from a cached prefix instead of run. live, peak: distinct tokens
-    holding KV for the problem, now and at most; where memory ran out and prefixes were recovered,
-    an upper bound. branches: most sequences that held KV at a time.
+    holding KV for the problem, now and at most. branches: most sequences that held KV at a time.
     seconds: model time by phase. attached: sequences that hold KV.
     """
 
@@ -113,6 +112,8 @@ class Sequence:
 
         A sequence without a parent takes what it does not run itself from a cached prefix.
         """
+        while holder is not None and holder.base > shared:
+            holder = holder.holder  # those tokens are not its own
         self.kv, self.length, self.base, self.holder = kv, length, shared, holder
         self.ledger.attached[id(self)] = self
         self.ledger.branches = max(self.ledger.branches, len(self.ledger.attached))

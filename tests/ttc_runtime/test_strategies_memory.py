@@ -85,8 +85,7 @@ def test_a_quarter_of_the_memory_on_the_zoo(name):
     # What plan_compare loses is finished and read no more.
     if peak > pages * PAGE * (1 + len(tight.policy.peers)) and name != "plan_compare":
         assert result.usage.recomputed > 0
-    # Of DVTS, some tokens that are recovered from a relative are counted twice (see `Ledger.peak`).
-    assert within(result, pages * PAGE) or name == "dvts"
+    assert within(result, pages * PAGE)
     free_everything(tight)
 
 
