@@ -1,18 +1,26 @@
 """Step scores: heads against plain torch over all tokens, and a search against re-scoring.
 
-    python -m bench.step_score                      # both parts, a table and a JSON file
-    python -m bench.step_score --part heads --threads 1
+    python -m bench.step_score                      # both parts, as tables
+    python -m bench.step_score --part heads --head value raw --json FILE
     python -m bench.step_score --part heads --device cuda
 
-Heads: `score_steps` reads the rows at step ends; the plain head runs norm and head over every token
-of those steps, as a model's forward does. The floor is the larger of reading weights and rows once
-and of the products: in float32 on the CPU, in the weights' dtype on a GPU. Search: see
+Heads: `score_steps` reads the rows at step ends; the plain head runs norm and head over every
+token of those steps, as a model's forward does. Before each call the caches are filled with other
+data. The floor is the larger of reading weights and rows once and of the products, in float32 on
+the CPU and in the weights' dtype on a GPU; and the time of a call of `score_steps` without rows,
+whose code is not in the caches either; and, where the work is longer than that, the time it takes
+to wake the CPU's threads: each has a column of its own. Rates are measured in this process: weights
+at the bandwidth of one large read, rows at that of reading rows of their size that lie apart, which
+no prefetcher foresees.
+
+Rows measured before stay in the JSON file unless they are measured again. Search: see
 `bench.step_score_search`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -25,12 +33,15 @@ from ttc_kernels import StepHead, score_steps
 from . import machine
 from .devices import make_clock
 from .roofline import Roofline
-from .timing import in_turn
+from .timing import Timing, in_turn
 
 HIDDEN = (1536, 2048, 3584, 5120, 8192)
 STEPS = (1, 16, 64, 256, 1024)
+HEADS = ("two_logit", "value", "raw", "token_pair", "softmax")
+SLICE = 4096  # outputs of the softmax head: a slice of a vocabulary
 TOKENS_PER_STEP = 60
-PLAIN_FLOPS = 3e11  # the plain head runs on fewer tokens than there are, if it would take more
+PLAIN_FLOPS = 3e10  # the plain head runs on fewer tokens than there are, if it would take more
+ROUNDS_S = 1.0  # rounds of a case end after that long, but not before the third
 
 
 def make_head(kind: str, hidden: int, dtype: torch.dtype) -> StepHead:
@@ -38,8 +49,10 @@ def make_head(kind: str, hidden: int, dtype: torch.dtype) -> StepHead:
     rows = lambda n: (torch.randn(n, hidden) / math.sqrt(hidden)).to(dtype)  # noqa: E731
     if kind == "two_logit":
         return StepHead.two_logit(rows(hidden), torch.zeros(hidden), rows(2) * 3, torch.zeros(2))
-    if kind == "value":
-        return StepHead.value(rows(1), 0.0)
+    if kind in ("value", "raw"):
+        return getattr(StepHead, kind)(rows(1), 0.0)
+    if kind == "softmax":
+        return StepHead.softmax(rows(SLICE))
     return StepHead.token_pair(*rows(2))
 
 
@@ -54,9 +67,12 @@ def plain_head(head: StepHead, norm: torch.Tensor) -> Callable[[torch.Tensor], t
             inner = torch.nn.functional.linear(x, weights[0], weights[1]).relu()
             logits = torch.nn.functional.linear(inner, weights[2], weights[3])
             return logits.float().softmax(-1)[..., 1]
+        logits = torch.nn.functional.linear(x, weights[0], *weights[1:2]).float()
         if head.kind == "value":
-            return torch.nn.functional.linear(x, weights[0], weights[1]).float().sigmoid()[..., 0]
-        return torch.nn.functional.linear(x, weights[0]).float().softmax(-1)[..., 0]
+            return logits.sigmoid()[..., 0]
+        if head.kind == "raw":
+            return logits[..., 0]
+        return logits.softmax(-1)[..., 1 if head.kind == "softmax" else 0]
 
     return run
 
@@ -68,48 +84,91 @@ def measure_head(
     steps: int,
     dtype: torch.dtype,
     roofline: Roofline,
+    rows_per_s: float,
+    wake_s: float,
     rounds: int,
     device: torch.device | str = "cpu",
 ) -> dict:
-    """One row of the table."""
+    """One row of the table.
+
+    rows_per_s: bytes a second of rows that lie apart, see `scattered_bytes_per_s`. wake_s: to wake
+    the threads, see `wake_seconds`.
+    """
     torch.manual_seed(0)
-    clock = make_clock(torch.device(device))
+    timed = functools.partial(_timed, device=device)
     head = make_head(kind, hidden, dtype).to(device)
     norm = torch.rand(hidden).to(device) + 0.5
     num_weights = sum(weight.numel() for weight in head.weights)
     tokens = steps * TOKENS_PER_STEP
     plain_tokens = max(
-        steps, min(tokens, int(PLAIN_FLOPS / (2 * num_weights)), (1 << 28) // hidden)
+        steps, min(tokens, int(PLAIN_FLOPS / (2 * num_weights)), (1 << 26) // hidden)
     )
     states = torch.randn(plain_tokens, hidden, device=device).to(dtype)
     rows = torch.linspace(0, plain_tokens - 1, steps).int().to(device)
-    plain = plain_head(head, norm)
-    times = in_turn(
-        {
-            "score_steps": lambda: score_steps(states, rows, head, norm=(norm, 1e-6)),
-            "plain": lambda: plain(states),
-        },
-        rounds,
-        clock=clock,
-        mode=clock.modes[0],
-    )
-    num_bytes = sum(w.nbytes for w in head.weights) + steps * (hidden * states.itemsize + 4 + 4)
-    floor = max(num_bytes / roofline.bytes_per_s, 2 * steps * num_weights / roofline.flops_per_s)
-    plain_s = times["plain"].median * tokens / plain_tokens
+    plain, no_rows = plain_head(head, norm), rows[:0]
+    contenders = {
+        "score_steps": lambda: score_steps(states, rows, head, norm=(norm, 1e-6)),
+        "call": lambda: score_steps(states, no_rows, head, norm=(norm, 1e-6)),
+    }
+    once = timed({"once": contenders["score_steps"]}, 1)["once"].median
+    times = timed(contenders, max(3, min(rounds, int(ROUNDS_S / (once + 0.02)))))
+    plain_s = timed({"plain": lambda: plain(states)}, 3)["plain"].median * tokens / plain_tokens
+    weight_bytes = sum(w.nbytes for w in (*head.weights, norm))
+    row_bytes = steps * (hidden * states.itemsize + rows.itemsize + 4)
+    bytes_s = weight_bytes / roofline.bytes_per_s + row_bytes / rows_per_s
+    flops_s = 2 * steps * num_weights / roofline.flops_per_s
+    work_s = max(bytes_s, flops_s)
+    wakes_s = wake_s if work_s > wake_s else 0.0  # below that one thread is as fast
+    floor_s = work_s + times["call"].median + wakes_s
+    ours = times["score_steps"]
     return {
         "head": kind,
         "hidden": hidden,
         "steps": steps,
         "tokens": tokens,
-        "bytes": num_bytes,
-        "floor_s": floor,
-        "score_steps_s": times["score_steps"].median,
-        "score_steps_low_s": times["score_steps"].low,
-        "of_floor": times["score_steps"].low / floor,
+        "weight_bytes": weight_bytes,
+        "row_bytes": row_bytes,
+        "bytes_s": bytes_s,
+        "flops_s": flops_s,
+        "call_s": times["call"].median,
+        "wake_s": wakes_s,
+        "score_steps_s": ours.median,
+        "score_steps_spread_s": [ours.low, ours.high],
+        "of_floor": ours.median / floor_s,
         "plain_s": plain_s,
         "plain_measured_tokens": plain_tokens,
-        "faster": plain_s / times["score_steps"].median,
+        "faster": plain_s / ours.median,
     }
+
+
+def _timed(
+    contenders: dict[str, Callable[[], object]], rounds: int, device: torch.device | str = "cpu"
+) -> dict[str, Timing]:
+    clock = make_clock(torch.device(device))
+    return in_turn(contenders, rounds, warmup=2, clock=clock, mode=clock.modes[0])
+
+
+def scattered_bytes_per_s(row_bytes: int, device: torch.device | str = "cpu") -> float:
+    """How fast rows of that many bytes are read, one in eight, all together twice a large cache."""
+    columns = row_bytes // 4
+    data = torch.ones((1 << 27) // columns, columns, device=device)
+    apart = data[::8]
+    return apart.numel() * 4 / _timed({"sum": apart.sum}, 15, device)["sum"].low
+
+
+def wake_seconds() -> float:
+    """What a parallel operation on 64 KB takes longer on the CPU than on one byte."""
+    many, one = torch.zeros(1 << 16, dtype=torch.int8), torch.zeros(1, dtype=torch.int8)
+    times = _timed({"many": lambda: many.add_(1), "one": lambda: one.add_(1)}, 25)
+    return max(0.0, times["many"].median - times["one"].median)
+
+
+def merged(path: Path, heads: list[dict]) -> list[dict]:
+    """Rows just measured, after those of other cases that the file has."""
+    key = lambda row: (HEADS.index(row["head"]), row["hidden"], row["steps"])  # noqa: E731
+    old = json.loads(path.read_text())["heads"] if path.is_file() else []
+    rows = {key(row): row for row in old} | {key(row): row for row in heads}
+    return [rows[k] for k in sorted(rows)]
 
 
 def main() -> None:
@@ -118,25 +177,35 @@ def main() -> None:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    if device.type == "cuda" and args.part != "heads":
+    on_cpu = device.type == "cpu"
+    if not on_cpu and args.part != "heads":
         raise SystemExit("--device cuda: the search is measured on the CPU, add --part heads")
     report: dict = {"machine": machine.describe(device)}
     if args.part != "search":
-        roofline = Roofline.measure(torch.float32 if device.type == "cpu" else dtype, device)
+        roofline = Roofline.measure(torch.float32 if on_cpu else dtype, device)
         report |= {"dtype": args.dtype, "roofline": vars(roofline)}
-        report["heads"] = []
-        print("head         hidden  steps   score_steps      floor  x floor   plain head   faster")
-        for kind in ("two_logit", "value", "token_pair"):
+        scattered = {n: scattered_bytes_per_s(n * dtype.itemsize, device) for n in args.hidden}
+        wake = wake_seconds() if on_cpu else 0.0
+        report |= {"scattered_bytes_per_s": scattered, "wake_s": wake}
+        rows = []
+        names = "".join(f"{n:>12s}" for n in ("bytes", "flops", "call", "wake", "ours"))
+        print(f"head        hidden  steps{names}  x floor  plain head   faster")
+        for kind in args.head:
             for hidden in args.hidden:
                 for steps in args.steps:
-                    row = measure_head(kind, hidden, steps, dtype, roofline, args.rounds, device)
-                    report["heads"].append(row)
+                    limits = (roofline, scattered[hidden], wake)
+                    row = measure_head(kind, hidden, steps, dtype, *limits, args.rounds, device)
+                    rows.append(row)
+                    times = "".join(
+                        f"{1e3 * row[name]:9.3f} ms"
+                        for name in ("bytes_s", "flops_s", "call_s", "wake_s", "score_steps_s")
+                    )
                     print(
-                        f"{kind:11s}  {hidden:6d}  {steps:5d}  {1e3 * row['score_steps_s']:9.3f} ms"
-                        f"  {1e3 * row['floor_s']:6.3f} ms  {row['of_floor']:7.2f}  "
-                        f"{1e3 * row['plain_s']:8.2f} ms  {row['faster']:7.1f}",
+                        f"{kind:10s}  {hidden:6d}  {steps:5d}{times}  {row['of_floor']:7.2f}"
+                        f"{1e3 * row['plain_s']:9.1f} ms  {row['faster']:7.1f}",
                         flush=True,
                     )
+        report["heads"] = merged(args.json, rows) if args.json else rows
     if args.part != "heads":
         from . import step_score_search
 
@@ -153,9 +222,10 @@ def parser() -> argparse.ArgumentParser:
     add("--part", choices=("all", "heads", "search"), default="all")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    add("--head", choices=HEADS, nargs="+", default=HEADS)
     add("--hidden", type=int, nargs="+", default=HIDDEN)
     add("--steps", type=int, nargs="+", default=STEPS)
-    add("--rounds", type=int, default=5)
+    add("--rounds", type=int, default=15)
     add("--threads", type=int, default=None)
     add("--width", type=int, default=64, help="of the search")
     add("--depth", type=int, default=12, help="of the search, in steps")

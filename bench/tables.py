@@ -30,6 +30,7 @@ def main() -> int:
     _fill("docs/measured.md", "replay_cpu", replay)
     _fill("docs/measured.md", "host_cost", host_cost)
     _fill("docs/measured.md", "verify_cpu", verify)
+    _fill("docs/measured.md", "step_score_cpu", step_score)
     return 0
 
 
@@ -170,6 +171,33 @@ def verify(document: dict[str, Any]) -> str:
     machine = document["machine"]
     where = f"{machine['cpu']}, {document['threads']} threads, torch {machine['versions']['torch']}"
     return f"{first['dtype']}, {where}\n\n" + _markdown(head, rows)
+
+
+def step_score(document: dict[str, Any]) -> str:
+    """Time of every head over its floor, by hidden size and number of steps."""
+    cases = {(r["head"], r["hidden"], r["steps"]): r for r in document["heads"]}
+    steps = sorted({key[2] for key in cases})
+    rows = []
+    for head, hidden in dict.fromkeys(key[:2] for key in cases):
+        of_steps = [cases.get((head, hidden, n)) for n in steps]
+        cells = [
+            f"{1e3 * r['score_steps_s']:.2f} ({r['of_floor']:.2f})" if r else "" for r in of_steps
+        ]
+        rows.append([head, f"{hidden:,}", *cells])
+    ratios = [r["of_floor"] for r in document["heads"]]
+    calls = [1e3 * r["call_s"] for r in document["heads"]]
+    within = sum(ratio <= 1.3 for ratio in ratios)
+    limits = document["roofline"]
+    apart = [rate / 1e9 for rate in document["scattered_bytes_per_s"].values()]
+    text = (
+        f"{document['dtype']}, {_where(document)}; ms (times the floor). "
+        f"{limits['bytes_per_s'] / 1e9:.0f} GB/s in one read, {min(apart):.0f} to {max(apart):.0f} "
+        f"by rows that lie apart, {limits['flops_per_s'] / 1e9:.0f} GFLOP/s; a call without rows "
+        f"took {min(calls):.2f} to {max(calls):.2f} ms. Within 1.3 of the floor: {within} of "
+        f"{len(ratios)}; median {np.median(ratios):.2f}, largest {max(ratios):.2f}."
+    )
+    head_row = ["head", "hidden", *(f"{n:,} step" + "s" * (n > 1) for n in steps)]
+    return text + "\n\n" + _markdown(head_row, rows)
 
 
 def _where(document: dict[str, Any]) -> str:

@@ -39,6 +39,10 @@ TTC_TARGET_AVX2 inline void widen_bfloat_avx2(const uint16_t* src, int64_t n, fl
   widen_bfloat(src, n, dst);
 }
 
+TTC_TARGET_AVX512 inline void widen_bfloat_avx512(const uint16_t* src, int64_t n, float* dst) {
+  widen_bfloat(src, n, dst);
+}
+
 TTC_TARGET_AVX2 inline void widen_half_avx2(const uint16_t* src, int64_t n, float* dst) {
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
@@ -60,7 +64,9 @@ inline void widen(Dtype dtype, const void* src, int64_t n, float* dst) {
   }
 #if TTC_X86
   if (cpu_isa() != Isa::kPortable) {
-    if (dtype == Dtype::kBFloat16) {
+    if (dtype == Dtype::kBFloat16 && cpu_isa() == Isa::kAvx512) {
+      detail::widen_bfloat_avx512(halves, n, dst);
+    } else if (dtype == Dtype::kBFloat16) {
       detail::widen_bfloat_avx2(halves, n, dst);
     } else {
       detail::widen_half_avx2(halves, n, dst);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 _out = Console()
 _err = Console(stderr=True)
+_ROLLOUT_BATCH = 1024  # rollouts are many and short
 app.command()(commands.compare)
 app.command()(commands.calibrate)
 app.command()(commands.tree)
@@ -184,6 +186,9 @@ def train_prm_command(
     steps: Annotated[int, typer.Option(help="Updates.")] = 400,
     batch_tokens: Annotated[int, typer.Option(help="Tokens to a batch, about.")] = 2048,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    only: Annotated[
+        str | None, typer.Option(help="Train only parameters with this pattern in their name.")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="Of solutions and rollouts.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(help="Longest solution.")] = 2048,
     limit: Annotated[int | None, typer.Option(help="Only the first so many problems.")] = None,
@@ -193,33 +198,41 @@ def train_prm_command(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for the rollouts.")] = "auto",
 ) -> None:
     """Train a process reward model: label steps by rollouts, then fine-tune; labels are reused."""
-    import json
     from pathlib import Path
 
     from ttc_runtime import Engine, SamplingParams
     from ttc_runtime.records import read_problems
-    from ttc_runtime.training import label_steps, read_labels, train_prm
+    from ttc_runtime.training import label_steps, read_labels, train_prm, write_labels
 
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
     labels = directory / "labels.jsonl"
     quiet_loading()
     if not labels.is_file():
-        records = read_problems(problems, limit).records
+        read = read_problems(problems, limit)
+        for error in read.errors:
+            _err.print(error, style="red", markup=False, soft_wrap=True)
         engine = Engine.from_pretrained(
-            policy, device=device, kv_memory=kv_memory, step_separator=step_separator
+            policy,
+            device=device,
+            kv_memory=kv_memory,
+            step_separator=step_separator,
+            max_batch=_ROLLOUT_BATCH,
         )
         sampling = SamplingParams(temperature, max_tokens=max_tokens)
-        rows = label_steps(engine, records, solutions, rollouts, sampling=sampling, seed=seed)
-        part = labels.with_suffix(".part")
-        with progress_bar() as bar, part.open("w") as file:
-            row = bar.add_task("labels", total=solutions * len(records), note="")
-            for labelled in rows:
-                file.write(json.dumps(labelled) + "\n")
-                bar.update(row, advance=1)
-        part.rename(labels)
+        with progress_bar() as bar:
+            row = bar.add_task("labels", total=solutions * len(read.records), note="")
+            write_labels(
+                labels,
+                read.records,
+                lambda rest: label_steps(
+                    engine, rest, solutions, rollouts, sampling=sampling, seed=seed
+                ),
+                on_row=lambda: bar.update(row, advance=1),
+            )
     train_prm(
         read_labels(labels), base, out, steps=steps, tokens=batch_tokens, lr=lr, seed=seed,
+        trains=lambda name: only is None or re.search(only, name) is not None,
         log=lambda line: _err.print(line, markup=False, highlight=False),
     )  # fmt: skip
     _out.print(f"reward model in {directory}", markup=False, soft_wrap=True)

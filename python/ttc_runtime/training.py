@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -246,5 +247,34 @@ def padded(rows: Sequence[Sequence[float]], value: float) -> Tensor:
 
 
 def read_labels(path: Path) -> list[dict]:
-    """Rows that `label_steps` gave, from a file of one JSON object a line."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    """Rows that `label_steps` gave, from a file of one JSON object a line.
+
+    A last line that a crash tore is left out.
+    """
+    content = path.read_bytes()
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def write_labels(
+    path: Path,
+    problems: list[dict],
+    label: Callable[[list[dict]], Iterator[dict]],
+    on_row: Callable[[], None] = lambda: None,
+) -> None:
+    """Label problems into a file, or the rest of them where a run that was killed left its part.
+
+    path: the file; it appears when all is labelled, until then there is ``path.part``. problems:
+    dicts with ``problem``. label: gives the rows of some of them, those of a problem together, such
+    as `label_steps` with its other arguments. on_row: called for each row, old ones too.
+    """
+    part = path.with_suffix(".part")
+    rows = read_labels(part) if part.is_file() else []
+    last = rows[-1]["problem"] if rows else None  # perhaps not all of its rows came to the file
+    rows = [row for row in rows if row["problem"] != last]
+    done = {row["problem"] for row in rows}
+    with part.open("w") as file:
+        for row in itertools.chain(rows, label([p for p in problems if p["problem"] not in done])):
+            file.write(json.dumps(row) + "\n")
+            on_row()
+    part.rename(path)

@@ -50,12 +50,12 @@ def _plain(hidden: torch.Tensor, rows: torch.Tensor, head: StepHead, norm) -> to
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [1, 16, 100, 896])
+@pytest.mark.parametrize("width", [1, 16, 100, 1130])
 @pytest.mark.parametrize("with_norm", [False, True])
 def test_matches_the_definition(kind: str, dtype: torch.dtype, width: int, with_norm: bool) -> None:
     torch.manual_seed(width)
-    hidden = (torch.randn(20, width) * 3).to(dtype)
-    rows = torch.randint(0, 20, (11,), dtype=torch.int32)
+    hidden = (torch.randn(90, width) * 3).to(dtype)
+    rows = torch.randint(0, 90, (70,), dtype=torch.int32)  # so many that chance favours nobody
     head = _head(kind, width, dtype)
     norm = (torch.rand(width).to(dtype), 1e-6) if with_norm else None
     scores = score_steps(hidden, rows, head, norm=norm)
@@ -102,6 +102,20 @@ def test_extreme_logits_and_nan() -> None:
     zeros = torch.zeros(2)
     two_logit = StepHead.two_logit(torch.ones(1, 1), zeros[:1], torch.ones(2, 1), zeros)
     assert score_steps(hidden[3:4], np.zeros(1, np.int32), two_logit).isnan().all()
+
+
+@pytest.mark.parametrize("kind", ["value", "two_logit"])
+def test_norm_of_states_whose_squares_overflow_float32(kind: str) -> None:
+    torch.manual_seed(0)
+    hidden, head, norm = (
+        torch.randn(7, 700) * 1e30,
+        _head(kind, 700, torch.float32),
+        torch.rand(700),
+    )
+    rows = torch.arange(7, dtype=torch.int32)
+    got = score_steps(hidden, rows, head, norm=(norm, 1e-6))
+    want = reference.score_steps(hidden, rows, head, norm=(norm, 1e-6))
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-6)
 
 
 def test_strided_hidden_and_no_rows() -> None:

@@ -79,7 +79,7 @@ def incremental(reward: RewardModel, problem: str, steps: list[str]):
     lane.release = lane.release_all = lambda sequences: None
     policy = SimpleNamespace(separator="\n", encode_prompt=lambda text: [1], lane=lane)
     search = Search(problem, policy, scorer, Budget(), 0)
-    branch = Branch(search, [1], search.root, (0,))
+    branch = Branch(search, [1], search.root, (((), 0),))
     for step in steps:
         branch.steps.append(step)
         branch.step_starts.append(1)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from ttc_runtime import Engine, RewardModel, SamplingParams
-from ttc_runtime.training import UNLABELLED, _example, label_steps, train_prm
+from ttc_runtime.training import (
+    UNLABELLED,
+    _example,
+    label_steps,
+    read_labels,
+    train_prm,
+    write_labels,
+)
 from ttc_runtime.zoo import arith
 from ttc_runtime.zoo.rollouts import training_problems
 
@@ -35,6 +43,35 @@ def test_labels_are_what_rollouts_of_each_prefix_reach(engine) -> None:
         for k in range(1, len(row["steps"])):
             key = (row["problem"], *row["steps"][:k])
             assert labels.setdefault(key, row["labels"][k - 1]) == row["labels"][k - 1]
+
+
+def test_labelling_goes_on_where_it_was_killed(tmp_path) -> None:
+    """A problem whose rows may be incomplete, and a torn line, are done again; others are kept."""
+    problems = [{"problem": name} for name in "abcd"]
+    asked: list[str] = []
+
+    def label(rest, rows=2):
+        for record in rest:
+            asked.append(record["problem"])
+            for i in range(rows):
+                yield {"problem": record["problem"], "row": i}
+
+    def killed(rest):
+        for i, row in enumerate(label(rest)):
+            if i == 5:
+                raise KeyboardInterrupt
+            yield row
+
+    out, part = tmp_path / "labels.jsonl", tmp_path / "labels.part"
+    with pytest.raises(KeyboardInterrupt):
+        write_labels(out, problems, killed)
+    assert not out.exists() and asked == ["a", "b", "c"]
+    part.write_text(part.read_text() + '{"problem": "c", "ro')
+    asked.clear()
+    count: list[None] = []
+    write_labels(out, problems, label, on_row=lambda: count.append(None))
+    assert asked == ["c", "d"] and not part.exists() and len(count) == 8
+    assert read_labels(out) == list(label(problems))
 
 
 def test_rollouts_share_the_tokens_of_their_solution(engine) -> None:
@@ -97,6 +134,8 @@ def test_refuses(engine, tmp_path) -> None:
 
 
 def test_the_command(tmp_path) -> None:
+    from safetensors.torch import load_file
+    from ttc_runtime import zoo
     from ttc_runtime.cli import app
     from typer.testing import CliRunner
 
@@ -106,10 +145,17 @@ def test_the_command(tmp_path) -> None:
         "train-prm", "--policy", "zoo:arith-small", "--problems", problems,
         "--base", "zoo:arith-small", "--out", tmp_path / "prm", "--rollouts", "2", "--steps", "3",
         "--step-separator", "\n", "--max-tokens", "100", "--kv-memory", "64MiB",
+        "--only", "score|layers.2.",
     ]  # fmt: skip
     done = CliRunner().invoke(app, list(map(str, command)), catch_exceptions=False)
     assert done.exit_code == 0
     labels = (tmp_path / "prm" / "labels.jsonl").read_text()
     assert len(labels.splitlines()) >= 8 and (tmp_path / "prm" / "model.safetensors").is_file()
+    trained, base = (
+        load_file(Path(where) / "model.safetensors")
+        for where in (tmp_path / "prm", zoo.path("arith-small"))
+    )
+    changed = {n for n, w in trained.items() if n in base and not w.equal(base[n].to(w.dtype))}
+    assert changed and all(name.startswith("model.layers.2.") for name in changed)
     again = CliRunner().invoke(app, list(map(str, command)), catch_exceptions=False)
     assert again.exit_code == 0 and (tmp_path / "prm" / "labels.jsonl").read_text() == labels
