@@ -88,7 +88,8 @@ class Straggler:
         slow = search.problem == PROBLEMS[0]
         branches = search.root.fork(4)
         if slow:
-            yield Generate(branches, self.sampling)
+            no_end = [search.policy.tokenizer.eos_token_id], -1e4
+            yield Generate(branches, self.sampling, bias=lambda branch: no_end)
             return Outcome(branches)
         for _ in range(6):
             yield Generate(branches, SamplingParams(max_tokens=30), until_step=True)
