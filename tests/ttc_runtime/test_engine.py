@@ -46,7 +46,9 @@ def test_best_of_64_computes_every_token_once(make_engine):
     unique = prompt + sum(len(branch.tokens) - 1 for branch in result.branches)
     assert usage.run == usage.peak_kv_tokens == unique
     assert usage.prompt == prompt
-    steps = sum(len(step.strip()) + 1 for branch in result.branches for step in branch.steps)
+    # Of the reward model's: each step after the same steps once, with its separator.
+    paths = {tuple(b.steps[: i + 1]) for b in result.branches for i in range(len(b.steps))}
+    steps = sum(len(path[-1].strip()) + 1 for path in paths)
     assert usage.scored == usage.peak_reward_kv_tokens == prompt + steps
     policy, reward = engine.policy.lane.model, engine.reward.model
     assert usage.flops == 2 * (policy.num_weights * usage.run + reward.num_weights * usage.scored)
@@ -57,7 +59,7 @@ def test_best_of_64_computes_every_token_once(make_engine):
 
 def test_incremental_scores_equal_full_ones(make_engine):
     engine = make_engine()
-    result = engine.solve(PROBLEMS[0], BestOfN(12, sampling=SamplingParams(max_tokens=80)))
+    result = engine.solve(PROBLEMS[0], BestOfN(24, sampling=SamplingParams(max_tokens=160)))
     assert max(len(branch.steps) for branch in result.branches) >= 3
     for branch in result.branches:
         full = engine.reward.score(PROBLEMS[0], branch.steps) if branch.steps else []
@@ -158,8 +160,8 @@ def test_a_shared_prompt_prefix_is_computed_once(make_engine):
     engine = make_engine()
     results = engine.solve_all(problems, BestOfN(2, sampling=SHORT))
     assert sum(r.usage.recomputed for r in results) == 0
-    reused_by = sorted(r.usage.reused for r in results)
-    assert reused_by[0] == 0 and all(n >= 2 * len(header) for n in reused_by[1:])
+    # On either model one problem, not always the same, runs the header for all.
+    assert sum(r.usage.reused for r in results) >= 2 * len(header) * (len(problems) - 1)
     # What a problem costs does not depend on who ran its prefix.
     assert [r.usage.prompt for r in results] == [len(p) for p in problems]
     alone = make_engine().solve(problems[3], BestOfN(2, sampling=SHORT))

@@ -97,6 +97,8 @@ def test_an_interrupt_keeps_what_is_done(tmp_path):
         ],
         env={**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
+        # Shells start what runs in the background without it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not (out.exists() and out.stat().st_size):
         time.sleep(0.01)

@@ -17,12 +17,12 @@ KINDS = ["chain:4", "tree:9", "ngram:4"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_preempted_and_resumed(speculating, kind: str) -> None:
-    """Pages for the largest problem and little more: branches wait, problems begin again."""
+    """Pages for half of a problem: its branches wait, and run again what they lost."""
     roomy = speculating("none")
     strategy = BestOfN(6, sampling=SamplingParams(temperature=0.4, max_tokens=60))
     want = [text_of(r) for r in roomy.solve_all(PROBLEMS, strategy)]
     policies = [] if kind.startswith("ngram") else [roomy.policy.lane.model.page_bytes]
-    tight = speculating(kind, kv_memory=memory(roomy, 34) + 34 * sum(policies))
+    tight = speculating(kind, kv_memory=memory(roomy, 16) + 16 * sum(policies))
     results = tight.solve_all(PROBLEMS, strategy)
     assert [text_of(r) for r in results] == want
     assert sum(r.usage.recomputed for r in results) > 0
@@ -53,7 +53,8 @@ def test_from_static_buffers(speculating, kind: str) -> None:
     assert [text_of(r) for r in engine.solve_all(PROBLEMS[:2], strategy)] == want
     if kind == "chain:4":  # whose guesses are single tokens; the policy only verifies
         drafting = drafter.model.runner.report()
-    assert "graph" in (engine.graph_report()["policy"] | drafting).values()
+    if kind != "tree:9":  # with trees no two passes have one shape
+        assert "graph" in (engine.graph_report()["policy"] | drafting).values()
 
 
 def test_a_run_is_taken_up_with_other_drafts(speculating, tmp_path) -> None:

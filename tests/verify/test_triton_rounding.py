@@ -39,10 +39,16 @@ for kernel, (constants, warps) in CASES.items():
         target = GPUTarget("cuda", int(sys.argv[1]), 32)
         compiled = triton.compile(ASTSource(kernel, signature, values), target, options)
         ptx = compiled.asm["ptx"]
+        # Constants that stand in registers, single or, on newer GPUs, in pairs.
+        known = dict(re.findall(r"mov[.]b32\\s+(%r\\d+), (0f[0-9A-F]+);", ptx))
+        for pair, one, other in re.findall(r"mov[.]b64\\s+(%rd\\d+), {(%r\\d+), (%r\\d+)};", ptx):
+            if one == other and one in known:
+                known[pair] = known[one]
+        ptx = re.sub(r"%rd?\\d+(?=;)", lambda match: known.get(match[0], match[0]), ptx)
         # The multiply-adds that exp2_fp32 is written with, as many of each coefficient.
         for coefficient in (0.0096715130, 0.055507336, 0.24022242, 0.69314700, 1.0):
             bits = struct.pack(">f", coefficient).hex().upper()
-            ptx, written = re.subn(rf"fma[.]rn[.]f32 .*, 0f{bits};", "", ptx)
+            ptx, written = re.subn(rf"fma[.]rn[.]f32(?:x2)? .*, 0f{bits};", "", ptx)
             counts.setdefault(f"{kernel.__name__} {fusion}", []).append(written)
         # Fused, flushed to zero, or approximated.
         inexact = re.findall(r"fma[.]\\S*f32|[.]ftz\\S*[.]f32|[.](?:approx|full)\\S*[.]f32", ptx)
