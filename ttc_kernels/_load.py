@@ -34,7 +34,7 @@ CUDA_OPS = (
     "token_logprobs",
     "verify",
 )
-"""The ops with a kernel in _C_cuda.so."""
+"""The ops with a kernel in _C_cuda.so: all there are."""
 
 _folder = Path(__file__).parent
 

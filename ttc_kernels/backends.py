@@ -10,22 +10,6 @@ from . import _load
 
 __all__ = ["backends", "cpu_instruction_sets"]
 
-_OPS = (
-    "tree_attention",
-    "merge_states",
-    "write_kv",
-    "copy_pages",
-    "commit_kv",
-    "score_steps",
-    "aggregate_steps",
-    "select_topk",
-    "score_round",
-    "row_descriptor",
-    "sample_tokens",
-    "sample_children",
-    "verify",
-    "token_logprobs",
-)
 _NOT_IN_TRITON = ("merge_states", "sample_children", "token_logprobs")
 
 
@@ -41,10 +25,10 @@ def backends() -> dict[str, dict[str, str]]:
     """
     report = {}
     instruction_sets = ", ".join(f"{d}: {isa}" for d, isa in cpu_instruction_sets().items())
-    for op in _OPS:
+    for op in _load.CUDA_OPS:
         report[op] = {
             "cpu": "available" + (f" ({instruction_sets})" if op == "tree_attention" else ""),
-            "cuda": _cuda_status(op),
+            "cuda": _cuda_status(),
             "triton": _triton_status(op),
             "reference": "not available: score_steps, aggregate_steps and select_topk define it"
             if op == "score_round"
@@ -53,9 +37,7 @@ def backends() -> dict[str, dict[str, str]]:
     return report
 
 
-def _cuda_status(op: str) -> str:
-    if op not in _load.CUDA_OPS:
-        return "not available: the op has no CUDA kernel"
+def _cuda_status() -> str:
     architecture, reason = _load.cuda_architecture(0)
     if architecture is None:
         return f"not available: {reason}"
