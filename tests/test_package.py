@@ -15,7 +15,6 @@ import pytest
 import torch
 
 import ttc_kernels
-from ttc_kernels import _load
 from ttc_kernels.collect_env import collect_env
 
 PACKAGE = Path(ttc_kernels.__file__).parent
