@@ -15,6 +15,12 @@ _DEVICE = (
 )
 # Without the CUDA kernels all else would measure Triton.
 _LIBRARY = "import sys; from ttc_kernels import _load; sys.exit(_load.cuda_error)"
+_VERIFIERS = ("sgl_kernel", "flashinfer", "vllm")
+_ANY_VERIFIER = (
+    "import importlib.util, sys; "
+    f"sys.exit(not any(map(importlib.util.find_spec, {_VERIFIERS})) "
+    f"and 'none of {', '.join(_VERIFIERS)} is installed')"
+)
 _FLASHINFER_PEERS = ("fi cascade", "fi batch", "fi masked", "flash-attn")
 
 
@@ -64,7 +70,8 @@ def make_parts(out: Path, work: Path, root: Path) -> tuple[list[Part], list[Part
         _bench("trees", 150, "tree_attention", "--trees", "all", "--rounds", "15", "--peers",
                *_PEERS, "--json", f"{out}/tree_attention_cuda_bf16.json"),
         _bench("moves", 40, "moves", "--json", f"{out}/moves_cuda_bf16.json"),
-        _bench("verify", 60, "verify", "--json", f"{out}/verify_cuda.json"),
+        _bench("verify", 60, "verify", "--peers", "--torch-seconds", "1",
+               "--json", f"{out}/verify_cuda.json"),
         _bench("scores", 40, "step_score", "--part", "heads", "--hidden", "1536", "3584", "8192",
                "--json", f"{out}/step_score_cuda_bf16.json"),
         *(_sanitizer(tool, python) for tool in ("memcheck", "racecheck", "synccheck", "initcheck")),
@@ -80,6 +87,9 @@ def make_parts(out: Path, work: Path, root: Path) -> tuple[list[Part], list[Part
                *_FLASHINFER_PEERS, "--json", f"{work}/flashinfer.json",
                waits_for="flashinfer build", env=_flashinfer_env(work),
                condition=[python, "-c", "import flashinfer"]),
+        _bench("verify peers", 150, "verify", "--torch-rows", "0",
+               "--json", f"{work}/verify_peers.json", waits_for="flashinfer build",
+               env=_flashinfer_env(work), condition=[python, "-c", _ANY_VERIFIER]),
         _bench("flex", 60, "tree_attention", "--trees", "quick", "--rounds", "5", "--peers",
                "flex", "--json", f"{work}/flex.json"),
     ]  # fmt: skip

@@ -1,12 +1,11 @@
-"""Verification of drafts from logits, beside one read of the rows and the torch formulation.
+"""Verification of drafts from logits, beside a read of the rows, torch and public kernels.
 
-python -m bench.verify --device cpu --json bench/results/verify_cpu.json
+python -m bench.verify --device cpu --json bench/results/verify_cpu_bf16.json
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,6 @@ from ttc_kernels import (
     RowFilters,
     VerifyResult,
     row_descriptor,
-    sample_tokens,
     verify_greedy,
     verify_sampled,
     verify_target_only,
@@ -29,12 +27,12 @@ from ttc_kernels import (
 
 from . import machine
 from .devices import make_clock
+from .draft_batches import batch
+from .peers.verify import PEERS
 from .timing import Timing, in_turn
+from .verify_beside import FILTERS, add_peers, time_torch, torch_runs
 
-_NODES = 16  # of a request's draft tree; fewer rows than that are one chain
-_PEERS = ("sgl_kernel", "flashinfer", "vllm")
 READ = "read of the needed rows"
-_FILTERS = {"T = 1": (1.0, 1.0), "T = 0.7, top-p 0.95": (0.7, 0.95)}
 
 
 @dataclass
@@ -46,7 +44,11 @@ class Case:
         read: rows that the read passes over, those that `verify_sampled` needs at T = 1.
         needed: rows that each of our rules needs, by contender: those on its accepted paths, with
             the last one. What it is measured by is as much of the read.
-        timings: by contender.
+        beside: the rule of ours that a peer is compared with.
+        accepted: drafts accepted in a request, on average.
+        timings: by contender; on a GPU of captured graphs.
+        eager: the same on a GPU, launched from Python, and the torch formulation.
+        rounds: how often the torch formulation was timed.
     """
 
     vocab_size: int
@@ -54,68 +56,22 @@ class Case:
     dtype: str
     read: int = 0
     needed: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
+    accepted: dict[str, float] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
+    eager: dict[str, Timing] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)
 
     def ratio(self, name: str) -> float:
         """A contender's time in reads of the rows that it needs."""
         share = self.needed.get(name, self.read) / self.read
         return self.timings[name].median / (share * self.timings[READ].median)
 
-
-def batch(vocab_size: int, rows: int, dtype: torch.dtype, device: torch.device):
-    """Logits, tokens and trees: rows shaped like a language model's, most drafts well chosen.
-
-    Logits are normal with standard deviation 2.5; a handful of tokens stand out, as they do where a
-    text goes on. Of two drafts, one is the token that the row at temperature 1 gives.
-    """
-    generator = torch.Generator().manual_seed(vocab_size + rows)
-    logits = torch.empty(rows, vocab_size, dtype=dtype, device=device)
-    for r in range(rows):
-        row = 2.5 * torch.randn(vocab_size, generator=generator)
-        likely = torch.randint(vocab_size, (8,), generator=generator)
-        row[likely] += torch.tensor([16.0, 14, 13, 12, 11, 10, 9, 8])
-        logits[r] = row.to(dtype)
-    nodes = min(rows, _NODES)
-    requests = rows // nodes
-    shape = [-1, 0, 0, 0, 1, 1, 2, 3, 4, 4, 5, 6, 8, 8, 12, 14] if nodes == _NODES else None
-    parent = shape or list(range(-1, nodes - 1))
-    tree = DraftTree(parent * requests, [b * nodes for b in range(requests + 1)], device=device)
-    depth = DraftTree(parent, [0, nodes]).links()[2].long().repeat(requests).to(device)
-    desc = row_descriptor(logits, 1.0)
-    drawn = sample_tokens(logits, desc, 0, depth)
-    base = torch.arange(requests, device=device).repeat_interleave(nodes) * nodes
-    above = drawn[(base + torch.tensor(parent * requests, device=device).clamp(min=0))]
-    tokens = torch.randint(vocab_size, (rows,), generator=generator).to(device).int()
-    first, _, _ = tree.links()
-    is_first = torch.zeros(rows, dtype=torch.bool, device=device)
-    is_first[(base + first)[first >= 0].long()] = True
-    return logits, torch.where(is_first, above, tokens), tree
-
-
-def torch_verify(logits, tokens, parent, temperature: float, top_p: float, coins) -> list[int]:
-    """The common formulation: softmax, sort and renormalise all rows, then walk on the host."""
-    p = torch.softmax(logits.float() / temperature, -1)
-    if top_p < 1:
-        ordered, index = p.sort(-1, descending=True)
-        keep = ordered.cumsum(-1) - ordered < top_p
-        p = torch.zeros_like(p).scatter_(-1, index, ordered * keep)
-        p /= p.sum(-1, keepdim=True)
-    nodes = len(parent)
-    emitted = []
-    for root in range(0, len(tokens), nodes):
-        node = 0
-        while True:
-            row = p[root + node].clone()
-            for child in (v for v in range(nodes) if parent[v] == node):
-                token = tokens[root + child]
-                if coins[root + child] * row.sum() < row[token]:
-                    node = child
-                    break
-                row[token] = 0
-            else:
-                emitted.append(int(torch.multinomial(row, 1)))
-                break
-    return emitted
+    def learn(self, name: str, rule: Callable, out: VerifyResult) -> None:
+        """Run one of our rules to see which rows it needs and what it accepts."""
+        rule()
+        self.needed[name] = int((out.path >= 0).sum())
+        self.accepted[name] = out.num_accepted.float().mean().item()
 
 
 def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callable]:
@@ -132,7 +88,7 @@ def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callabl
         READ: bits.sum,
         "verify_greedy": lambda: verify_greedy(logits, tokens, tree, **options),
     }
-    for name, (temperature, top_p) in _FILTERS.items():
+    for name, (temperature, top_p) in FILTERS.items():
         filters = RowFilters(temperature, top_p=top_p)
 
         def run(op, filters=filters, **more):
@@ -146,15 +102,7 @@ def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callabl
     )
     for name, rule in runs.items():
         if name != READ:
-            rule()
-            case.needed[name] = int((out.path >= 0).sum())
-    if logits.device.type == "cpu":
-        parent = tree.parent[: tree.cu_nodes[1]].tolist()
-        coins = torch.rand(len(tokens))
-        for name, (temperature, top_p) in _FILTERS.items():
-            runs[f"torch, {name}"] = lambda t=temperature, p=top_p: torch_verify(
-                logits, tokens, parent, t, p, coins
-            )
+            case.learn(name, rule, out)
     return runs
 
 
@@ -164,21 +112,19 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: torch sees no CUDA device")
-    for peer in _PEERS:
-        if importlib.util.find_spec(peer) is None:
-            print(f"{peer}: not installed, not compared")
-        else:
-            print(f"{peer}: installed, but this benchmark has no adapter for it yet")
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.dtype]
-    clock, cases = make_clock(device), []
+    clock, cases, told = make_clock(device), [], set()
     for vocab_size in args.vocab:
         for rows in args.rows:
             logits, tokens, tree = batch(vocab_size, rows, dtype, device)
             case = Case(vocab_size, rows, args.dtype)
             runs = contenders(logits, tokens, tree, case)
-            if rows > args.torch_rows:
-                runs = {name: run for name, run in runs.items() if not name.startswith("torch")}
+            add_peers(runs, args.peers, logits, tokens, tree, case, told)
             case.timings = in_turn(runs, args.rounds, clock=clock, mode=clock.modes[0])
+            if device.type == "cuda":
+                case.eager = in_turn(runs, args.rounds, clock=clock, mode="eager")
+            if rows <= args.torch_rows:
+                time_torch(torch_runs(logits, tokens, tree), case, args, clock)
             cases.append(case)
             _print(case)
             if args.json:
@@ -194,12 +140,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def _print(case: Case) -> None:
     print(f"\n{case.rows} rows of {case.vocab_size} {case.dtype}")
-    for name, timing in case.timings.items():
-        needed = case.needed.get(name, case.read)
-        print(
-            f"  {name:38} {1e3 * timing.median:10.3f} ms  {needed:4} rows needed: "
-            f"{case.ratio(name):8.2f} x their read"
-        )
+    for mode, timings in (("", case.timings), (", eager", case.eager)):
+        for name, timing in timings.items():
+            line = f"  {name + mode:44} {1e3 * timing.median:10.3f} ms"
+            if not mode and name in case.needed:
+                line += f"  {case.needed[name]:4} rows needed: {case.ratio(name):8.2f} x their read"
+            if name in case.accepted:
+                line += f"  {case.accepted[name]:5.2f} accepted"
+            if name in case.beside and case.beside[name] in timings:
+                ratio = timing.median / timings[case.beside[name]].median
+                line += f"  {ratio:.2f} x {case.beside[name]}"
+            if name in case.rounds:
+                line += f"  {case.rounds[name]} rounds"
+            print(line)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -211,8 +164,15 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64, 512])
     result.add_argument("--rounds", type=int, default=5)
     result.add_argument(
-        "--torch-rows", type=int, default=64, help="most rows that the torch formulation is run on"
+        "--torch-rows", type=int, default=512, help="most rows that the torch formulation is run on"
     )
+    result.add_argument(
+        "--torch-seconds",
+        type=float,
+        default=20.0,
+        help="what it may take in a case, with fewer rounds where need be, but one at least",
+    )
+    result.add_argument("--peers", nargs="*", default=[*PEERS], choices=[*PEERS], help="see README")
     result.add_argument("--json", type=Path, help="write the results to this file")
     return result
 
