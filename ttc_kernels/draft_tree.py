@@ -52,25 +52,33 @@ class DraftTree:
     def __init__(
         self, parent: _Indices, cu_nodes: _Indices, *, width: int | None = None, device=None
     ) -> None:
+        self._only_chains: bool | None = None  # not looked at
         on_host = not any(isinstance(x, torch.Tensor) and x.is_cuda for x in (parent, cu_nodes))
         if on_host:
             nodes, ends = _int32("parent", parent), _int32("cu_nodes", cu_nodes)
-            deepest = _check(nodes, ends)
+            deepest, self._only_chains = _check(nodes, ends)
             if width is not None and width <= deepest:
                 raise ValueError(f"DraftTree: width must be more than {deepest}, got {width}")
             width = deepest + 1 if width is None else width
+        if width is not None and not isinstance(width, int):
+            raise TypeError(f"DraftTree: width must be an int, got {type(width).__name__}")
         self.parent = torch.as_tensor(parent, dtype=torch.int32, device=device).contiguous()
         self.cu_nodes = torch.as_tensor(cu_nodes, dtype=torch.int32, device=device).contiguous()
-        self.width = MAX_DRAFT_NODES if width is None else int(width)
+        self.width = MAX_DRAFT_NODES if width is None else width
 
     @classmethod
     def chains(cls, num_drafts: _Indices, device=None) -> DraftTree:
         """Chains of so many drafts, int ``[B]``: a request has a node more than it has drafts.
 
+        Raises ValueError for numbers below 0 or of too many nodes.
+
         >>> DraftTree.chains([2, 0]).parent.tolist()
         [-1, 0, 1, -1]
         """
-        counts = _int32("num_drafts", num_drafts).astype(np.int64) + 1
+        drafts = _int32("num_drafts", num_drafts)
+        if drafts.ndim != 1 or (drafts < 0).any():
+            raise ValueError(f"DraftTree.chains: num_drafts must be [B], >= 0, got {num_drafts}")
+        counts = drafts.astype(np.int64) + 1
         cu_nodes = np.concatenate([[0], counts.cumsum()])
         parent = np.arange(cu_nodes[-1]) - np.repeat(cu_nodes[:-1], counts) - 1
         return cls(parent.astype(np.int32), cu_nodes.astype(np.int32), device=device)
@@ -156,7 +164,14 @@ class DraftTree:
         [[[0, 1, 2, 3]], [[1, 3, -1, -1]], [[-1, 2, -1, -1]]]
         """
         counts = self.cu_nodes.diff()
-        columns = int(counts.max()) if num_nodes is None else num_nodes
+        if num_nodes is None or not counts.is_cuda:
+            largest = int(counts.max()) if len(counts) else 0
+            if num_nodes is not None and num_nodes < largest:
+                raise ValueError(
+                    f"DraftTree.to_sglang: num_nodes must be at least {largest}, as many as the "
+                    f"largest request has, got {num_nodes}"
+                )
+        columns = largest if num_nodes is None else num_nodes
         request = self.requests()
         local = torch.arange(self.num_nodes, device=self.device) - self.cu_nodes.long()[request]
         first, following, _ = self.links()
@@ -217,6 +232,11 @@ class DraftTree:
         [0, 3, 4, 6]
         """
         ends = _int32("cu_num_draft_tokens", cu_num_draft_tokens)
+        if ends.ndim != 1 or (np.diff(ends, prepend=0) < 0).any():
+            raise ValueError(
+                f"DraftTree.from_vllm: cu_num_draft_tokens must be [B] and rise from 0, got "
+                f"{cu_num_draft_tokens.tolist()}"
+            )
         return cls.chains(np.diff(ends, prepend=0), device=cu_num_draft_tokens.device)
 
     def to_vllm(self) -> torch.Tensor:
@@ -230,6 +250,8 @@ class DraftTree:
         ].repeat_interleave(self.cu_nodes.diff().long())
         if not torch.equal(self.parent, (local - 1).int()):
             raise ValueError("DraftTree.to_vllm: only chains have vLLM's layout")
+        if (self.cu_nodes.diff() == 0).any():
+            raise ValueError("DraftTree.to_vllm: a request without nodes has no place in it")
         counts = torch.arange(1, self.num_requests + 1, device=self.device)
         return (self.cu_nodes[1:] - counts).int()
 
@@ -264,6 +286,11 @@ def commit_plan(
         raise TypeError(f"commit_plan: slots must be int32, got {slots.dtype}")
     if slots.shape != (tree.num_nodes,):
         raise ValueError(f"commit_plan: slots must be [{tree.num_nodes}], got {list(slots.shape)}")
+    if result.path.shape[0] != tree.num_requests:
+        raise ValueError(
+            f"commit_plan: result must be of the tree's {tree.num_requests} requests, got "
+            f"{result.path.shape[0]}"
+        )
     columns = result.path.shape[1]
     step = torch.arange(1, columns, device=slots.device)
     node, begin = result.path[:, 1:], tree.cu_nodes[:-1, None]
@@ -284,11 +311,19 @@ def _int32(name: str, values: _Indices) -> np.ndarray:
     array = values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"DraftTree: {name} must be int32, got {array.dtype}")
+    if (
+        array.dtype != np.int32
+        and array.size
+        and not (-(2**31) <= array.min() <= array.max() < 2**31)
+    ):
+        raise ValueError(
+            f"DraftTree: {name} must be within int32, got {array.min()} to {array.max()}"
+        )
     return array.astype(np.int32)
 
 
-def _check(parent: np.ndarray, cu_nodes: np.ndarray) -> int:
-    """The largest depth. Raises ValueError for what is no tree."""
+def _check(parent: np.ndarray, cu_nodes: np.ndarray) -> tuple[int, bool]:
+    """The largest depth, and whether all are chains. Raises ValueError for what is no tree."""
     if parent.ndim != 1 or cu_nodes.ndim != 1 or len(cu_nodes) < 1:
         raise ValueError(
             f"DraftTree: parent must be [N] and cu_nodes [B + 1], got {list(parent.shape)} and "
@@ -316,4 +351,4 @@ def _check(parent: np.ndarray, cu_nodes: np.ndarray) -> int:
     while (above >= 0).any():
         depth += 1
         above = np.where(above >= 0, parents[above], -1)
-    return depth
+    return depth, bool((parent == local - 1).all())

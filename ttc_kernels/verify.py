@@ -272,7 +272,11 @@ def _per_row(
     op: str, name: str, value: _PerRow, dtype: torch.dtype, logits: torch.Tensor
 ) -> torch.Tensor:
     """One number, or one per row, as a dense tensor of the op's dtype."""
-    given = torch.as_tensor(value)
+    try:
+        given = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(value, int) else TypeError  # an int beyond int64
+        raise kind(f"{op}: {name} must be {dtype}, got {value!r}") from error
     if given.dtype == torch.bool or (given.dtype.is_floating_point and not dtype.is_floating_point):
         raise TypeError(f"{op}: {name} must be {dtype}, got {given.dtype}")
     if given.dim() > 1 or given.numel() not in (1, logits.shape[0]):

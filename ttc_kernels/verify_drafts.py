@@ -286,8 +286,12 @@ def verify_chain(
         raise ValueError(f"{op}: rule must be 'token' or 'block', got {rule!r}")
     if isinstance(cu_nodes, DraftTree):
         tree = cu_nodes
+        if tree._only_chains is False:
+            raise ValueError(f"{op}: the drafts of every request must be a chain, got a tree")
     else:
         require_dtype(op, "cu_nodes", cu_nodes, (torch.int32,))
+        if cu_nodes.dim() != 1 or not len(cu_nodes):
+            raise ValueError(f"{op}: cu_nodes must be [B + 1], got {list(cu_nodes.shape)}")
         index = torch.arange(logits.shape[0], device=cu_nodes.device)
         place = torch.searchsorted(cu_nodes[1:].contiguous(), index, right=True)
         begin = cu_nodes[place.clamp(max=len(cu_nodes) - 1)]
@@ -422,11 +426,16 @@ def _verify(
             f"{list(logits.shape)}"
         )
     columns: tuple = (None,) * 4
+    if rule in ("rejection", "block", "traversal") and not isinstance(draft, DraftDistribution):
+        raise TypeError(f"{op}: draft must be a DraftDistribution, got {type(draft).__name__}")
     if isinstance(desc, RowFilters):
         columns = desc.columns(op, logits)
+        shape = (tree.num_nodes, len(DESCRIPTOR_COLUMNS))
         if workspace is None:
-            shape = (tree.num_nodes, len(DESCRIPTOR_COLUMNS))
             workspace = torch.empty(shape, dtype=torch.float32, device=logits.device)
+        require_dtype(op, "workspace", workspace, (torch.float32,))
+        if workspace.shape != shape:
+            raise ValueError(f"{op}: workspace must be {list(shape)}, got {list(workspace.shape)}")
         desc = workspace
     require_dtype(op, "desc", desc, (torch.float32,))
     per_request = torch.empty((tree.num_requests, 0), device=logits.device)
@@ -449,8 +458,11 @@ def _proposals(
 ) -> torch.Tensor | None:
     proposal = draft.proposal
     if isinstance(proposal, torch.Tensor | np.ndarray):
-        return torch.as_tensor(proposal, dtype=torch.int8, device=device).contiguous()
-    if proposal not in _PROPOSALS:
+        given = torch.as_tensor(proposal)
+        # The op looks at the values; other dtypes could wrap around on the way to it.
+        require_dtype(op, "draft.proposal", given, (torch.int8,))
+        return given.to(device).contiguous()
+    if not isinstance(proposal, str) or proposal not in _PROPOSALS:
         raise ValueError(f"{op}: draft.proposal must be one of {[*_PROPOSALS]}, got {proposal!r}")
     if proposal == "one_hot":
         return None

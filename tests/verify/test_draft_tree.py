@@ -66,6 +66,36 @@ def test_layouts_of_other_engines_there_and_back() -> None:
         DraftTree.from_sglang(torch.tensor([[1, 1]]), torch.tensor([[-1, -1]]))
 
 
+_LINKS = DraftTree([-1, 0, 0], [0, 3])
+REFUSED = {
+    "negative drafts": (lambda: DraftTree.chains([2, -1]), r"chains: num_drafts must be .* -1"),
+    "no vector": (lambda: DraftTree.chains(torch.ones(1, 2).int()), "chains: num_drafts"),
+    "falling sums": (lambda: DraftTree.from_vllm(torch.tensor([2, 1])), r"from_vllm: .* \[2, 1\]"),
+    "a matrix": (lambda: DraftTree.from_vllm(torch.tensor([[2, 1]])), "from_vllm: cu_num"),
+    "a request without nodes": (
+        lambda: DraftTree([-1], [0, 0, 1]).to_vllm(), "to_vllm: a request without nodes"
+    ),
+    "few columns": (lambda: _LINKS.to_sglang(2), "to_sglang: num_nodes must be at least 3, .* 2"),
+    "an index beyond int32": (
+        lambda: DraftTree(torch.tensor([-1, 2**32]), [0, 2]), "parent must be within int32"
+    ),
+    "another batch's result": (
+        lambda: commit_plan(VerifyResult.empty(_LINKS), DraftTree([-1, -1], [0, 1, 2]),
+                            torch.arange(2).int()),
+        "commit_plan: result must be of the tree's 2 requests, got 1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        make()
+    with pytest.raises(TypeError, match="width must be an int, got float"):
+        DraftTree([-1, 0], [0, 2], width=2.5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("parent", "cu_nodes", "message"),
     [

@@ -372,12 +372,20 @@ BAD = [
     ({"tree": [-1, 0, 1]}, TypeError, "tree must be a DraftTree, got list"),
     ({"seeds": torch.zeros(2, dtype=torch.int64)}, ValueError, r"seeds must be one .* \[1\]"),
     ({"positions": -1}, ValueError, r"positions\[0\] must be in"),
+    ({"seeds": 2**64}, ValueError, "seeds must be torch.int64, got 18446744073709551616"),
+    ({"seeds": None}, TypeError, "seeds must be torch.int64, got None"),
+    ({"desc": RowFilters("warm")}, TypeError, "temperature must be torch.float32, got 'warm'"),
     ({"coins": torch.tensor([0.0, 1.0, 0.0])}, ValueError, r"coins\[1\] must be .* got 1"),
     ({"coins": torch.tensor([0.0, torch.nan, 0.0])}, ValueError, r"coins\[1\]"),
     ({"desc": torch.zeros(3, 8)}, ValueError, r"desc must be .* \[3, 9\]"),
     ({"desc": RowFilters(-1.0)}, ValueError, r"temperature\[0\] must be 0"),
     ({"draft": DraftDistribution("iid")}, ValueError, "need the distribution"),
     ({"draft": DraftDistribution("best")}, ValueError, "draft.proposal must be one of"),
+    ({"draft": DraftDistribution([1, 1, 1])}, ValueError, "draft.proposal must be one of"),
+    ({"draft": DraftDistribution(torch.tensor([0, 1, 258]))}, TypeError, "proposal must be int8"),
+    ({"draft": "one_hot"}, TypeError, "draft must be a DraftDistribution, got str"),
+    ({"draft": None}, TypeError, "draft must be a DraftDistribution, got NoneType"),
+    ({"desc": RowFilters(1.0), "workspace": torch.zeros(2, 9)}, ValueError, "workspace must be"),
     (
         {"draft": DraftDistribution.dense(torch.zeros(2, 4), torch.zeros(2, 9))},
         ValueError,
@@ -422,6 +430,12 @@ def test_refuses_what_only_some_rules_take() -> None:
         chain = {**arguments(), "cu_nodes": torch.tensor([0, 3]).int()}
         del chain["tree"]
         verify_chain(**chain, rule="best")
+    with pytest.raises(ValueError, match=r"verify_chain: cu_nodes must be .B . 1., got .0."):
+        verify_chain(**chain | {"cu_nodes": torch.tensor([]).int()})
+    # Wide enough for a chain, which it would be taken for.
+    tree = DraftTree([-1, 0, 0], [0, 3], width=3)
+    with pytest.raises(ValueError, match=r"verify_chain: the drafts of every .* chain, got a tree"):
+        verify_chain(**chain | {"cu_nodes": tree})
 
 
 def test_opcheck() -> None:
