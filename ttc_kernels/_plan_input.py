@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -31,9 +32,23 @@ def int_vector(value: Any, name: str, size: int | None = None) -> np.ndarray:
         fail(name, f"int32 [{size}]", f"[{len(array)}]")
     if array.dtype == np.int32:
         return np.ascontiguousarray(array)
-    if array.size and (array.max() > 2**31 - 1 or array.min() < -(2**31)):
-        fail(name, "within int32", f"{array.min()}..{array.max()}")
+    _check_int32(array, name)
     return array.astype(np.int32)
+
+
+def integer(value: Any, name: str) -> int:
+    """An integer of whatever type; floats, which would be cut off, are refused."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{OP}: {name} must be an int, got {value!r}") from error
+
+
+def _check_int32(array: np.ndarray, name: str) -> None:
+    if array.dtype == np.int32 or not array.size:
+        return
+    if array.max() > 2**31 - 1 or array.min() < -(2**31):
+        fail(name, "within int32", f"{array.min()}..{array.max()}")
 
 
 def block_table_arrays(block_tables: Any, num_rows: int) -> np.ndarray | list[np.ndarray]:
@@ -52,6 +67,7 @@ def block_table_arrays(block_tables: Any, num_rows: int) -> np.ndarray | list[np
                 f"{OP}: block_tables must be int32 [B, max_pages] or a list of int32 vectors, got "
                 f"{block_tables.dtype} {list(block_tables.shape)}"
             )
+        _check_int32(block_tables, "block_tables")
         tables: np.ndarray | list[np.ndarray] = np.ascontiguousarray(block_tables, np.int32)
     elif not isinstance(block_tables, Sequence):
         raise TypeError(

@@ -10,7 +10,7 @@ import torch
 from ._host import Branch, OutOfPages, PagePool
 from ._plan import CHUNKS, PlanCapacity, TreeAttentionPlan
 from ._plan_costs import cost_model, device_kind
-from ._plan_input import OP, fail
+from ._plan_input import OP, fail, integer
 
 __all__ = [
     "Branch",
@@ -93,18 +93,21 @@ def plan_tree_attention(
     kv_dtype = dtype if kv_dtype is None else kv_dtype
     if kv_dtype not in (dtype, torch.float8_e4m3fn):
         raise TypeError(f"{OP}: kv_dtype must be {dtype}, as q, or float8_e4m3fn, got {kv_dtype}")
-    device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        fail("device", '"cpu" or "cuda"', str(device))
-    costs = dict(cost_model(device_kind(device, dtype), dtype, kv_dtype.itemsize, int(head_dim)))
+    if capacity is not None and not isinstance(capacity, PlanCapacity):
+        raise TypeError(f"{OP}: capacity must be a PlanCapacity, got {type(capacity).__name__}")
+    device = _device(device)
+    sizes = {
+        "page_size": integer(page_size, "page_size"),
+        "num_q_heads": integer(num_q_heads, "num_q_heads"),
+        "num_kv_heads": integer(num_kv_heads, "num_kv_heads"),
+        "head_dim": integer(head_dim, "head_dim"),
+        "window_left": integer(window_left, "window_left"),
+    }
+    costs = dict(cost_model(device_kind(device, dtype), dtype, kv_dtype.itemsize, head_dim))
     most = costs.pop("max_tile_rows")
     options = {
-        "page_size": int(page_size),
-        "num_q_heads": int(num_q_heads),
-        "num_kv_heads": int(num_kv_heads),
-        "head_dim": int(head_dim),
+        **sizes,
         "element_bytes": kv_dtype.itemsize,
-        "window_left": int(window_left),
         "chunk": CHUNKS[device.type].tokens if deterministic else 0,
         "fold": deterministic and CHUNKS[device.type].fold,
         "num_workers": _num_workers(device),
@@ -118,11 +121,21 @@ def plan_tree_attention(
     return TreeAttentionPlan(rows, options, dtype, kv_dtype, device, capacity)
 
 
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        fail("device", '"cpu" or "cuda"', repr(device))
+    if found.type not in ("cpu", "cuda"):
+        fail("device", '"cpu" or "cuda"', str(device))
+    if found.type == "cuda" and not torch.cuda.is_available():
+        fail("device", "one that torch can use", f"{str(found)!r}, but torch finds no CUDA device")
+    return found
+
+
 def _num_workers(device: torch.device) -> int:
     if device.type == "cpu":
         return torch.get_num_threads()
-    if not torch.cuda.is_available():
-        fail("device", "one that torch can use", f"{str(device)!r}, but torch finds no CUDA device")
     return _WORKERS_PER_SM * torch.cuda.get_device_properties(device).multi_processor_count
 
 

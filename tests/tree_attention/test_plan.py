@@ -194,6 +194,15 @@ GOOD = {"block_tables": [[0, 1], [0, 2]], "kv_lens": [20, 24], "q_lens": [1, 2]}
         ({"dtype": torch.float64}, TypeError, "dtype must be float32, float16 or bfloat16"),
         ({"window_left": -2}, ValueError, "window_left must be -1"),
         ({"device": "meta"}, ValueError, 'device must be "cpu" or "cuda", got meta'),
+        ({"device": "gpu"}, ValueError, """device must be "cpu" or "cuda", got 'gpu'"""),
+        ({"page_size": 16.5}, TypeError, "page_size must be an int, got 16.5"),
+        ({"window_left": 2.0}, TypeError, "window_left must be an int, got 2.0"),
+        ({"capacity": 3}, TypeError, "capacity must be a PlanCapacity, got int"),
+        (
+            {"block_tables": np.array([[0, 1], [0, 2**32]])},
+            ValueError,
+            r"block_tables must be within int32, got 0\.\.4294967296",
+        ),
         ({"kv_dtype": torch.float16}, TypeError, "kv_dtype must be torch.float32, as q"),
         ({"reserved_lens": [20]}, ValueError, r"reserved_lens must be int32 \[2\], got \[1\]"),
         ({"reserved_lens": [20, 23]}, ValueError, r"reserved_lens\[1\] must be at least kv_lens"),
@@ -222,6 +231,12 @@ def test_wrong_input(change, error, message):
     arguments = {**GOOD, **HEADS, "page_size": 16, **change}
     with pytest.raises(error, match=message):
         ttc_kernels.plan_tree_attention(**arguments)
+
+
+def test_a_plan_for_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"device must be one .* 'cuda', but torch finds no CUDA"):
+        ttc_kernels.plan_tree_attention(**GOOD, **HEADS, page_size=16, device="cuda")
 
 
 def test_attention_refuses_before_it_writes():
