@@ -1,12 +1,25 @@
-"""What the guide for kernel authors names is there."""
+"""Examples of the front pages run, and what the guide for kernel authors names is there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs" / "kernels.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/design.md"])
+def test_examples_run(page: str, capsys: pytest.CaptureFixture):
+    examples = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    assert examples
+    for code in examples:
+        exec(compile(code, page, "exec", dont_inherit=True), {})
+        printed = capsys.readouterr().out
+        for told in re.findall(r"^print\(.*\)  # ([\d ]+of [\d ]+)$", code, re.M):
+            assert told in printed
 
 
 def test_files_of_the_guide_exist():

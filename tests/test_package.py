@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import operator
 import pkgutil
 import re
 import shutil
@@ -65,6 +66,12 @@ def test_backends_and_environment_report():
     for op, status in report.items():
         assert hasattr(torch.ops.ttc_kernels, op)
         assert status["cpu"].startswith("available")
+        named = re.match(r"available as ttc_kernels\.(reference\.\w+)", status["reference"])
+        if named:
+            found = operator.attrgetter(named[1])(ttc_kernels)
+            assert callable(found) or named[1] == "reference.verify_drafts"
+        else:
+            assert "define" in status["reference"]
         if torch.version.cuda is None:
             assert "build without CUDA" in status["cuda"]
     text = collect_env()

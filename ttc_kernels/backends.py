@@ -11,6 +11,13 @@ from . import _load
 __all__ = ["backends", "cpu_instruction_sets"]
 
 _NOT_IN_TRITON = ("merge_states", "sample_children", "token_logprobs")
+# Of ops whose definition is not a function of their name.
+_REFERENCES = {
+    "score_round": "not available: score_steps, aggregate_steps and select_topk define it",
+    "sample_children": "not available: row_descriptor and token_noise define it",
+    "token_logprobs": "not available: row_descriptor defines it",
+    "verify": "available as ttc_kernels.reference.verify_drafts, a function for each rule",
+}
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -30,9 +37,7 @@ def backends() -> dict[str, dict[str, str]]:
             "cpu": "available" + (f" ({instruction_sets})" if op == "tree_attention" else ""),
             "cuda": _cuda_status(),
             "triton": _triton_status(op),
-            "reference": "not available: score_steps, aggregate_steps and select_topk define it"
-            if op == "score_round"
-            else f"available as ttc_kernels.reference.{op}",
+            "reference": _REFERENCES.get(op, f"available as ttc_kernels.reference.{op}"),
         }
     return report
 

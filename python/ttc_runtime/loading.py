@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -91,13 +93,14 @@ def load_model(directory: Path, auto_class: str, device: torch.device, dtype):
     config = transformers.AutoConfig.from_pretrained(directory, **local)
     _check_config(config, directory, auto_class)
     try:
-        model, info = getattr(transformers, auto_class).from_pretrained(
-            directory,
-            **local,
-            dtype=wanted,
-            attn_implementation=attention.NAME,
-            output_loading_info=True,
-        )
+        with _without_load_report(auto_class == BACKBONE):
+            model, info = getattr(transformers, auto_class).from_pretrained(
+                directory,
+                **local,
+                dtype=wanted,
+                attn_implementation=attention.NAME,
+                output_loading_info=True,
+            )
     except OSError as error:
         raise ValueError(f"{directory}: no weights could be loaded: {error}") from error
     if info["missing_keys"]:
@@ -112,6 +115,20 @@ def load_model(directory: Path, auto_class: str, device: torch.device, dtype):
         if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
             raise ValueError(f"{directory}: weights must be finite, but {name} has NaN or infinity")
     return model
+
+
+@contextmanager
+def _without_load_report(quiet: bool) -> Iterator[None]:
+    """Weights that a decoder alone has no place for, a head's, are expected: no report of them."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    if quiet:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_config(config, directory: Path, auto_class: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import logging
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 from ttc_runtime import BestOfN, Engine
 from ttc_runtime.demo import run_demo
+from ttc_runtime.rewards import RewardModel
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +53,19 @@ def test_zoo_steps_are_lines_and_scores_incremental(engine):
     steps = [[step.rstrip("\n") for step in branch.steps] for branch in result.branches]
     once = {tuple(path[: i + 1]) for path in steps for i in range(len(path))}
     assert usage.scored == prompt + sum(len(path[-1]) + 1 for path in once)
+
+
+def test_a_decoder_without_its_head_is_loaded_without_a_report():
+    from transformers.utils import logging as verbosity
+
+    logger, records = logging.getLogger("transformers"), []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger.addHandler(handler)
+    before = verbosity.get_verbosity()
+    try:
+        RewardModel.from_pretrained("zoo:arith-prm")
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in records] == []
+    assert verbosity.get_verbosity() == before
