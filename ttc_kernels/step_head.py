@@ -92,6 +92,8 @@ class StepHead:
         w = _weight("softmax", "w", w, (None, None))
         b = torch.zeros(len(w), device=w.device) if b is None else b
         b = _weight("softmax", "b", b, (len(w),)).float()
+        if not isinstance(good, tuple | list):
+            raise TypeError(f"StepHead.softmax: good must be a tuple, got {type(good).__name__}")
         if not good or not all(0 <= i < len(w) for i in good):
             raise ValueError(
                 f"StepHead.softmax: good must name outputs in [0, {len(w)}), got {good}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,10 +215,14 @@ def _score_arguments(op: str, hidden, rows, head, norm) -> tuple:
             at = int(bad[0])
             raise ValueError(f"{op}: rows[{at}] must be in [0, {len(hidden)}), got {int(rows[at])}")
     rows = _int32(op, "rows", rows, hidden.device)
+    if norm is not None and not (isinstance(norm, tuple) and len(norm) == 2):
+        raise TypeError(f"{op}: norm must be (weight, eps), got {type(norm).__name__}")
     norm_weight, norm_eps = (None, 0.0) if norm is None else norm
     if norm_weight is not None:
         require_dtype(op, "norm weight", norm_weight)
         norm_weight = norm_weight.float()
+        if not 0 <= norm_eps < math.inf:
+            raise ValueError(f"{op}: norm eps must be >= 0 and finite, got {norm_eps}")
     return hidden, rows, head.kind, list(head.weights), norm_weight, norm_eps
 
 

@@ -224,13 +224,13 @@ def token_logprobs(
     Args:
         logits: ``[N, V]``. desc: float32 ``[N, 9]`` of them.
         rows: int32 ``[M]``, the row of each token, -1 for none.
-        tokens: int32 ``[M]``.
+        tokens: int32 ``[M]``, -1 for none.
         raw: whether the second is wanted; it reads each row once.
         bitmask: the one that ``desc`` was made with; raw log-probabilities leave it aside.
 
     Returns:
         ``(processed, raw)``, float32 ``[M]`` each, the latter empty if not wanted; -inf for a token
-        that the filters drop, 0 where there is no row.
+        that the filters drop, 0 where there is no row or token.
 
     Raises:
         TypeError: for a wrong dtype. ValueError: for a wrong shape or value.

@@ -4,10 +4,13 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "common/op_check.h"
 #include "verify/verify.h"
@@ -168,6 +171,37 @@ inline DraftDist draft_params(const std::string& name, const std::optional<Tenso
   return d;
 }
 
+// Whether what drafts were drawn from, where it is a few tokens, is a distribution of them.
+inline void check_sparse_draft(const std::string& op, const VerifyParams& p) {
+  const DraftDist& d = p.draft;
+  if (d.ids == nullptr) return;
+  std::vector<int32_t> ids;
+  int64_t checked = -1;
+  for (int64_t b = 0; b < p.num_requests; ++b) {
+    for (int64_t v = p.cu_nodes[b] + 1; v < p.cu_nodes[b + 1]; ++v) {
+      if (d.proposals[v] == 0 || p.tokens[v] < 0 || p.tokens[v] >= p.logits.vocab_size) continue;
+      const int64_t u = p.parent == nullptr ? v - 1 : p.cu_nodes[b] + p.parent[v];
+      const int64_t r = d.rows == nullptr ? u : d.rows[u];
+      if (r < 0 || r == checked) continue;
+      checked = r;
+      ids.assign(d.ids + r * d.width, d.ids + (r + 1) * d.width);
+      double sum = 0;
+      for (int64_t k = 0; k < d.width; ++k) {
+        require(ids[k] >= -1 && ids[k] < p.logits.vocab_size, op, ": draft ids[", r, "][", k,
+                "] must be -1 (none) or in [0, ", p.logits.vocab_size, "), got ", ids[k]);
+        if (ids[k] >= 0) sum += std::exp(static_cast<double>(d.logprobs[r * d.width + k]));
+      }
+      require(sum > 0.999 && sum < 1.001, op, ": draft logprobs[", r,
+              "] must be those of a distribution over its ids, but the probabilities sum to ", sum);
+      std::sort(ids.begin(), ids.end());
+      for (int64_t k = 1; k < d.width; ++k) {
+        require(ids[k] < 0 || ids[k] != ids[k - 1], op, ": draft ids[", r, "] must be distinct, but ", ids[k],
+                " is there twice");
+      }
+    }
+  }
+}
+
 template <typename T>
 T* output_of(const char* op, const char* name, Tensor& tensor, ScalarType dtype, std::initializer_list<int64_t> shape,
              const Tensor& like) {
@@ -288,7 +322,10 @@ void with_verify_params(const std::string& op_name, const std::string& rule, con
   p.logprobs = output_of<float>(op, "out.logprobs", logprobs, ScalarType::Float, {b, p.width}, logits);
   p.num_accepted = output_of<int32_t>(op, "out.num_accepted", num_accepted, ScalarType::Int, {b}, logits);
   p.status = output_of<int32_t>(op, "out.status", status, ScalarType::Int, {b}, logits);
-  if (logits.is_cpu()) check_nodes(op_name, p, n);
+  if (logits.is_cpu()) {
+    check_nodes(op_name, p, n);
+    check_sparse_draft(op_name, p);
+  }
   run(p);
 }
 
@@ -307,6 +344,8 @@ std::tuple<Tensor, Tensor> with_token_logprobs_params(const Tensor& logits, cons
   for (int64_t i = 0; logits.is_cpu() && i < p.count; ++i) {
     require(p.rows[i] >= -1 && p.rows[i] < p.logits.num_rows, op, ": rows[", i, "] must be -1 (none) or in [0, ",
             p.logits.num_rows, "), got ", p.rows[i]);
+    require(p.rows[i] < 0 || (p.tokens[i] >= -1 && p.tokens[i] < p.logits.vocab_size), op, ": tokens[", i,
+            "] must be -1 (none) or in [0, ", p.logits.vocab_size, "), got ", p.tokens[i]);
   }
   Tensor processed = torch::stable::new_empty(logits, {p.count}, ScalarType::Float);
   Tensor plain = torch::stable::new_empty(logits, {raw ? p.count : 0}, ScalarType::Float);

@@ -144,6 +144,8 @@ def test_head_refuses_bad_weights() -> None:
         StepHead.two_logit(torch.ones(3, 4), torch.ones(3), torch.ones(3, 3), torch.ones(2))
     with pytest.raises(ValueError, match=r"good must name outputs in \[0, 2\), got \(2,\)"):
         StepHead.softmax(torch.ones(2, 4), good=(2,))
+    with pytest.raises(TypeError, match="good must be a tuple, got int"):
+        StepHead.softmax(torch.ones(2, 4), good=1)
     with pytest.raises(TypeError, match=r"w must be float32 or .* got torch.int64"):
         StepHead.value(torch.ones(4, dtype=torch.int64), 0.0)
 
@@ -165,6 +167,10 @@ def test_refuses_bad_arguments(hidden, rows, error: type, message: str) -> None:
         score_steps(torch.zeros(3, 4), torch.tensor([0]), head)
     with pytest.raises(ValueError, match="norm weight must be"):
         score_steps(torch.zeros(3, 4), torch.tensor([0]).int(), head, norm=(torch.ones(3), 1e-6))
+    with pytest.raises(ValueError, match="norm eps must be >= 0 and finite, got -1"):
+        score_steps(torch.zeros(3, 4), torch.tensor([0]).int(), head, norm=(torch.ones(4), -1.0))
+    with pytest.raises(TypeError, match=r"norm must be \(weight, eps\), got Tensor"):
+        score_steps(torch.zeros(3, 4), torch.tensor([0]).int(), head, norm=torch.ones(4))
 
 
 def test_opcheck() -> None:

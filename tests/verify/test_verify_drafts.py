@@ -208,6 +208,10 @@ def test_log_probabilities_of_the_emitted_tokens() -> None:
         assert (processed[kept] >= scaled[rows[kept].long(), result.tokens.flatten()[kept].long()]
                 - 1e-5).all()  # fmt: skip
         assert (raw[~kept] == 0).all()
+    none = torch.tensor([0]).int()
+    assert token_logprobs(batch.logits, desc, none, none - 1)[1].tolist() == [0]
+    with pytest.raises(ValueError, match=r"token_logprobs: tokens\[0\] must be .* 50\), got 50"):
+        token_logprobs(batch.logits, desc, none, none + 50)
 
 
 # -- edges ----------------------------------------------------------------------------------------
@@ -364,6 +368,12 @@ def arguments(**change):
     return given | change
 
 
+def sparse(ids: list[int], probability: float = 0.5) -> DraftDistribution:
+    """The same few tokens after every node."""
+    each = torch.tensor([ids] * 3, dtype=torch.int32)
+    return DraftDistribution.sparse(each, torch.full(each.shape, probability).log())
+
+
 BAD = [
     ({"logits": torch.zeros(2, 4)}, ValueError, "a row for each of the 3 nodes"),
     ({"logits": torch.zeros(3, 4).double()}, TypeError, "logits must be"),
@@ -402,6 +412,10 @@ BAD = [
         ValueError,
         r"draft rows\[1\] must be -1 \(none\) or in \[0, 3\), got 3",
     ),
+    ({"draft": sparse([1, 1])}, ValueError, r"ids\[0\] must be distinct, but 1 is there twice"),
+    ({"draft": sparse([1, 4])}, ValueError, r"draft ids\[0\]\[1\] must be .* in \[0, 4\), got 4"),
+    ({"draft": sparse([1, 2], 0.4)}, ValueError, r"logprobs\[0\] must be .* sum to 0\.8"),
+    ({"draft": sparse([1, 2], torch.nan)}, ValueError, r"logprobs\[0\] must be .* sum to nan"),
     ({"bitmask": torch.zeros(3, 2, dtype=torch.int32)}, ValueError, r"bitmask must be .* \[3, 1\]"),
     ({"rule": "best"}, ValueError, "rule must be"),
 ]  # fmt: skip
@@ -414,6 +428,14 @@ def test_refuses(change: dict, error: type, message: str) -> None:
     with pytest.raises(error, match="verify_tree: .*" + message):
         verify_tree(**arguments(out=out, **change))
     assert (out.tokens == 7).all(), "something was written before the checks"
+
+
+def test_rows_that_nothing_was_drawn_from_may_hold_anything() -> None:
+    tokens = torch.tensor([0, 1, -1], dtype=torch.int32)  # padding behind the one draft
+    draft = sparse([1, 2])
+    draft.logprobs[1:] = torch.nan
+    result = verify_tree(**arguments(tokens=tokens, draft=draft))
+    assert result.status.tolist() == [0]
 
 
 def test_refuses_what_only_some_rules_take() -> None:
