@@ -22,8 +22,8 @@ struct DotBf16 {
     static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
                                           8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
     const __m512i at = _mm512_loadu_si512(kLow), up = _mm512_add_epi16(at, _mm512_set1_epi16(16));
-    const __m512i x = a ? _mm512_loadu_si512(a) : _mm512_setzero_si512();
-    const __m512i y = b ? _mm512_loadu_si512(b) : _mm512_setzero_si512();
+    const __m512i x = _mm512_loadu_si512(a);
+    const __m512i y = _mm512_loadu_si512(b);
     low = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, at, y));
     high = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, up, y));
   }

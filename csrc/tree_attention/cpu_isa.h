@@ -20,7 +20,7 @@ int run_tile(const TileArgs& args) {
 
 template <class Dot, class Src>
 void merge_query(const TileArgs& args, int64_t index) {
-  Tile<Dot, Src>(args).merge(index);
+  PanelTile<Dot, Src>(args).merge(index);
 }
 
 template <class Dot, class Src>

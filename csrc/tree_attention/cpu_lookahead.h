@@ -4,9 +4,8 @@
 //
 //   K of tile 0 | V of tile 0 | K of tile 1 | ... | K of the next unit's first tile | V of it
 //
-// The hardware cannot foresee pages, so lines are asked for some time before their use: by tiles of few rows
-// with every line used the line kRows rows further on; by tiles of many rows the whole next tile during the
-// products. Always a few lines at a time: a core keeps some dozens of requests and drops what is beyond.
+// The hardware cannot foresee pages, so lines are asked for some time before their use, a few at a time: a core
+// keeps some dozens of requests and drops what is beyond.
 #pragma once
 
 #include <algorithm>
@@ -17,17 +16,42 @@
 
 namespace ttc {
 
+// The first `count` cache rows from key k of an item on, beginning with a KV head.
 template <class Src>
-class Lookahead {
- public:
-  static constexpr int kRows = 32;
+void find_rows(const TileArgs& args, bool values, const WorkItem& item, int kv_head, int64_t k, int count,
+               const Src** rows) {
+  const auto& p = *args.params;
+  const auto* cache = static_cast<const Src*>(values ? p.v_cache : p.k_cache);
+  const int64_t page_stride = values ? p.v_page_stride : p.k_page_stride;
+  const int64_t token_stride = values ? p.v_token_stride : p.k_token_stride;
+  const int64_t page_size = args.plan->header->page_size;
+  cache += kv_head * (values ? p.v_head_stride : p.k_head_stride);
+  const int32_t* page = args.plan->pages + item.page_offset + (k / page_size - item.k_begin / page_size);
+  int64_t offset = k % page_size;
+  for (int j = 0; j < count; ++page, offset = 0)
+    for (const Src* base = cache + *page * page_stride; offset < page_size && j < count; ++offset, ++j)
+      rows[j] = base + offset * token_stride;
+}
 
-  // whole_tiles: look one whole tile ahead instead of kRows rows.
-  Lookahead(const TileArgs& args, bool whole_tiles)
-      : a_(args),
-        page_size_(args.plan->header->page_size),
-        limit_(whole_tiles ? 2 * kTileKeys : kRows),
-        row_(args.asked) {
+// What follows a tile of a unit: its next tile, or the first one of the worker's next unit, or nothing.
+struct Following {
+  const WorkItem* item;
+  int kv_head;
+  int64_t k;
+  int keys;
+
+  Following(const TileArgs& args, int64_t next, int64_t end)
+      : item(next < end ? args.item : args.next_item),
+        kv_head(next < end ? args.kv_head : args.next_kv_head),
+        k(next < end ? next : item ? item->k_begin : 0),
+        keys(item ? int(std::min<int64_t>((next < end ? end : item->k_end) - k, kTileKeys)) : 0) {}
+};
+
+// For tiles of many rows: the whole next tile is asked for, row after row, during the products.
+template <class Src>
+class TileLookahead {
+ public:
+  explicit TileLookahead(const TileArgs& args) : a_(args), row_(args.asked) {
     const auto& p = *args.params;
     const int64_t dim = args.plan->header->head_dim;
     const bool dense = p.k_head_stride == dim && p.v_head_stride == dim;
@@ -36,19 +60,12 @@ class Lookahead {
 
   // Finds the rows of the tile that begins at key k of an item that ends at `end`, and of what follows.
   void begin_tile(int64_t k, int64_t end) {
-    keys_ = int(end - k < kTileKeys ? end - k : kTileKeys);
+    keys_ = int(std::min<int64_t>(end - k, kTileKeys));
     count_ = 0;
-    add_tile(*a_.item, a_.kv_head, k, keys_, keys_);
-    const int64_t left = end - k - keys_;
-    const WorkItem* item = left > 0 ? a_.item : a_.next_item;
-    if (item) {
-      const int64_t begin = left > 0 ? k + keys_ : item->k_begin;
-      const int n = int(std::min<int64_t>(left > 0 ? left : item->k_end - begin, kTileKeys));
-      const int keys = std::min(n, limit_);
-      add_tile(*item, left > 0 ? a_.kv_head : a_.next_kv_head, begin, keys, std::min(n, limit_ - keys));
-    }
+    add_tile(*a_.item, a_.kv_head, k, keys_);
+    if (const Following next(a_, k + keys_, end); next.item) add_tile(*next.item, next.kv_head, next.k, next.keys);
     next_ = row_end_ = nullptr;
-    row_ = std::max(row_, std::min(kRows, 2 * keys_));  // too late for the first ones
+    row_ = std::max(row_, std::min(kLate, 2 * keys_));
   }
   void end_tile() { row_ = row_ > 2 * keys_ ? row_ - 2 * keys_ : 0; }
 
@@ -63,7 +80,7 @@ class Lookahead {
   // Lines to ask for at each of `times` times, so that all rows known are asked for then.
   int lines_left(int times) const { return int((count_ - row_) * ((row_bytes_ + 63) / 64) / times) + 1; }
 
-  // Asks for the next cache lines, row after row.
+  // Asks for the next cache lines.
   void issue(int lines) {
     for (; lines > 0 && has_row(); --lines, next_ += 64) __builtin_prefetch(next_);
   }
@@ -78,6 +95,8 @@ class Lookahead {
   }
 
  private:
+  static constexpr int kLate = 32;  // rows at a tile's beginning that it is too late to ask for
+
   // Moves on to the next row where the present one was asked for; whether there is one.
   TTC_INLINE bool has_row() {
     if (next_ < row_end_) return true;
@@ -87,29 +106,82 @@ class Lookahead {
     return true;
   }
 
-  // The first key rows and value rows of the tile that begins at key k.
-  void add_tile(const WorkItem& item, int kv_head, int64_t k, int keys, int values) {
-    const auto& p = *a_.params;
-    const int64_t first = item.k_begin / page_size_;
-    const auto add = [&](const void* cache, int64_t page_stride, int64_t token_stride, int64_t head_stride, int count) {
-      const int32_t* page = a_.plan->pages + item.page_offset + (k / page_size_ - first);
-      int64_t offset = k % page_size_;
-      for (int j = 0; j < count; ++page, offset = 0) {
-        const Src* base = static_cast<const Src*>(cache) + *page * page_stride + kv_head * head_stride;
-        for (; offset < page_size_ && j < count; ++offset, ++j) rows_[count_++] = base + offset * token_stride;
-      }
-    };
-    add(p.k_cache, p.k_page_stride, p.k_token_stride, p.k_head_stride, keys);
-    add(p.v_cache, p.v_page_stride, p.v_token_stride, p.v_head_stride, values);
+  void add_tile(const WorkItem& item, int kv_head, int64_t k, int keys) {
+    for (const bool values : {false, true}) {
+      find_rows(a_, values, item, kv_head, k, keys, rows_ + count_);
+      count_ += keys;
+    }
   }
 
   const TileArgs& a_;
-  const int64_t page_size_;
   int64_t row_bytes_;
   const char *next_ = nullptr, *row_end_ = nullptr;
-  const int limit_;
   int keys_ = 0, count_ = 0, row_;
   const Src* rows_[4 * kTileKeys];
+};
+
+// For tiles of few rows, which go through blocks, the rows of W tokens from one KV head on:
+//
+//             head 0    head 1   ..
+//   rows      [block 0] [block 1] ..    W tokens of K, then the next W, ..; then those of V; then
+//             ..                        the first of what follows
+//
+// While a block is used, the one kAhead further on is asked for, line for line. So near that it is still in the
+// first-level cache when its turn comes: lines from the second level would wait behind those from memory.
+template <class Src, int W>
+class BlockLookahead {
+ public:
+  struct Block {
+    const Src* const* rows;
+    int64_t offset;  // of its head in a row
+
+    // The line of row j that holds the head's element at `at`.
+    TTC_INLINE void ask(int j, int64_t at) const { __builtin_prefetch(rows[j] + offset + at); }
+  };
+
+  explicit BlockLookahead(const TileArgs& args) : a_(args) {}
+
+  void begin_tile(int64_t k, int64_t end) {
+    keys_ = int(std::min<int64_t>(end - k, kTileKeys));
+    groups_ = 0;
+    add_groups(false, *a_.item, a_.kv_head, k, keys_);
+    add_groups(true, *a_.item, a_.kv_head, k, keys_);
+    if (const Following next(a_, k + keys_, end); next.item)
+      add_groups(false, *next.item, next.kv_head, next.k, std::min(next.keys, kAhead * W));
+  }
+  void end_tile() {}
+
+  int keys() const { return keys_; }
+  const Src* const* key_rows() const { return rows_; }
+  const Src* const* value_rows() const { return rows_ + padded(keys_); }
+  int asked() const { return 0; }
+
+  // What to ask for while head h is used of the tokens from the tile's j-th on.
+  Block after_keys(int j, int h) const { return after(j / W, h); }
+  Block after_values(int j, int h) const { return after((padded(keys_) + j) / W, h); }
+
+ private:
+  static constexpr int kAhead = 2;
+  static int padded(int n) { return (n + W - 1) / W * W; }
+
+  Block after(int group, int h) const {
+    const int block = group * a_.num_heads + h + kAhead;
+    const int g = std::min(block / a_.num_heads, groups_ - 1), values = padded(keys_) / W;
+    const bool is_value = values <= g && g < 2 * values;
+    return {rows_ + g * W, block % a_.num_heads * (is_value ? a_.params->v_head_stride : a_.params->k_head_stride)};
+  }
+
+  // Rows of n tokens, the last one repeated until a group is full.
+  void add_groups(bool values, const WorkItem& item, int kv_head, int64_t k, int n) {
+    const Src** const rows = rows_ + groups_ * W;
+    find_rows(a_, values, item, kv_head, k, n, rows);
+    for (int j = n; j < padded(n); ++j) rows[j] = rows[n - 1];
+    groups_ += padded(n) / W;
+  }
+
+  const TileArgs& a_;
+  int keys_ = 0, groups_ = 0;
+  const Src* rows_[2 * kTileKeys + kAhead * W];
 };
 
 }  // namespace ttc

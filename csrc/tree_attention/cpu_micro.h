@@ -31,11 +31,11 @@ struct DotF32 {
   static TTC_INLINE Vec load_source(const BFloat* p) { return S::load_bfloat(&p->bits); }
   // Probabilities stay where the scores were.
   static TTC_INLINE void store_prob(Elem* row, int at, Vec p) { S::store(row + at, p); }
-  // One step of 2W dimensions from row a (and, for pairs, row b) of V; nullptr is a row of zeros.
+  // One step of 2W dimensions from row a (and, for pairs, row b) of V.
   template <class Src>
   static TTC_INLINE void load_values(const Src* a, const Src*, Vec& low, Vec& high) {
-    low = a ? load_source(a) : S::zero();
-    high = a ? load_source(a + S::kWidth) : S::zero();
+    low = load_source(a);
+    high = load_source(a + S::kWidth);
   }
 };
 
@@ -47,6 +47,10 @@ TTC_INLINE void load_keys(typename Dot::Vec* r, const Src* const* rows, int n, i
   for (int j = 0; j < W; ++j) r[j] = kFull || j < n ? Dot::load_source(rows[j] + at) : Dot::Simd::zero();
   Dot::Simd::transpose(r);
 }
+
+// Stands in for values beyond the last.
+template <class Src>
+inline constexpr Src kZeroRow[256] = {};
 
 // Cache lines that load_keys reads.
 template <class Dot, class Src>

@@ -11,8 +11,8 @@
 namespace ttc {
 
 template <class Dot, class Src>
-class PanelTile : Tile<Dot, Src> {
-  using Base = Tile<Dot, Src>;
+class PanelTile : Tile<Dot, Src, TileLookahead<Src>> {
+  using Base = Tile<Dot, Src, TileLookahead<Src>>;
   using Base::a_, Base::p_, Base::dim_, Base::group_, Base::steps_, Base::lookahead_, Base::W;
   using typename Base::Elem;
   using typename Base::S;
@@ -23,6 +23,7 @@ class PanelTile : Tile<Dot, Src> {
   static constexpr int kValueSteps = kTileKeys / Dot::kStep;
 
  public:
+  using Base::merge;
   explicit PanelTile(const TileArgs& args)
       : Base(args),
         head_elems_(packed_head(dim_)),
@@ -60,19 +61,19 @@ class PanelTile : Tile<Dot, Src> {
     }
     const Src* const* rows = lookahead_.value_rows();
     for (int j = 0; j < padded; j += Dot::kStep) {
-      const Src *a = j < n ? rows[j] : nullptr, *b = j + 1 < n ? rows[j + 1] : nullptr;
+      const Src *a = j < n ? rows[j] : kZeroRow<Src>, *b = j + 1 < n ? rows[j + 1] : kZeroRow<Src>;
       auto* dst = reinterpret_cast<float*>(v_ + int64_t(j / Dot::kStep) * kPanel);
       for (int h = 0; h < a_.num_heads; ++h, dst += head_elems_) {
         auto* panel = dst;
         for (int d = 0; d < dim_; d += kPanel, panel += panel_stride(kValueSteps)) {
           Vec low, high;
-          Dot::load_values(a ? a + d : a, b ? b + d : b, low, high);
+          Dot::load_values(a + d, b + d, low, high);
           S::store(panel, low);
           S::store(panel + W, high);
           if (!lookahead_.tile_asked()) lookahead_.template issue<Dot::kStep * kPanel* int(sizeof(Src)) / 64>();
         }
-        if (a) a += p_.v_head_stride;
-        if (b) b += p_.v_head_stride;
+        if (j < n) a += p_.v_head_stride;
+        if (j + 1 < n) b += p_.v_head_stride;
       }
     }
   }

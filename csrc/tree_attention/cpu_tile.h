@@ -20,9 +20,10 @@
 
 namespace ttc {
 
-template <class Dot, class Src>
+template <class Dot, class Src, class Lookahead>
 class Tile {
  protected:
+  using Look = Lookahead;
   using S = typename Dot::Simd;
   using Vec = typename S::Vec;
   using Elem = typename Dot::Elem;
@@ -33,7 +34,7 @@ class Tile {
  public:
   // padded_rows: rows per KV head that the products compute; those beyond the item's are zero.
   explicit Tile(const TileArgs& args, int padded_rows = 0)
-      : a_(args), p_(*args.params), h_(*args.plan->header), lookahead_(args, padded_rows == 0) {
+      : a_(args), p_(*args.params), h_(*args.plan->header), lookahead_(args) {
     group_ = h_.num_q_heads / h_.num_kv_heads;
     dim_ = h_.head_dim;
     rows_ = args.item->q_count * group_;
@@ -339,7 +340,7 @@ class Tile {
   const TileArgs& a_;
   const TreeAttentionParams& p_;
   const PlanHeader& h_;
-  Lookahead<Src> lookahead_;
+  Lookahead lookahead_;
   int group_, dim_, rows_, padded_rows_, steps_;
   int head_;  // the unit's KV head that the pointers below belong to
   Elem *q_, *prob_;
