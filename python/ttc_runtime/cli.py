@@ -166,7 +166,11 @@ def solve(
             raise typer.Exit(130) from None
     if results:
         _out.print(summary(results, time.monotonic() - started, f"{strategy} on {model}"))
-    if read.errors:
+    failed = sum(result.error is not None for result in results)
+    if failed:
+        message = f"{failed} of {len(results)} problems failed; run this again to try them anew"
+        _err.print(message, style="red", markup=False, soft_wrap=True)
+    if read.errors or failed:
         raise typer.Exit(1)
 
 

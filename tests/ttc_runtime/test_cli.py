@@ -86,6 +86,16 @@ def test_broken_lines_are_told_and_the_rest_solved(run, arguments, tmp_path):
     assert len(records(tmp_path / "out.jsonl")) == 2
 
 
+def test_problems_that_fail_show_in_the_exit_status_and_are_tried_again(run, arguments, tmp_path):
+    at = arguments.index("--reward")
+    no_reward = [*arguments[:at], *arguments[at + 2 :], "--limit", 2]
+    status, _, err = run(*no_reward)
+    assert status == 1 and "2 of 2 problems failed" in err
+    assert "problem p0: BestOfN: the engine was made without a reward model" in err
+    assert run(*no_reward, "--strategy", "greedy")[0] == 0
+    assert run(*no_reward)[0] == 1, "failed problems must not count as solved"
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
