@@ -159,7 +159,7 @@ Row::Kept Row::kept_by(const Cut& cut) const {
   return kept;
 }
 
-void Row::describe(const RowFilters& p, int64_t r, float* desc, const RowView& ahead) {
+void Row::describe(const RowFilters& p, int64_t r, float* desc, const char* ahead) {
   const float temperature = p.temperature[r];
   const int64_t top = argmax();
   std::fill_n(desc, kDescriptorColumns, 0.0f);

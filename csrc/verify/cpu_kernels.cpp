@@ -8,17 +8,18 @@
 #endif
 
 #include "verify/cpu_rows.h"
+#include "verify/row_avx512.h"
 
 namespace ttc {
 
 namespace {
 
-#define TTC_ROW_KERNELS(SUFFIX, TARGET, PHILOX_BLOCK, LARGEST_OF)                                              \
-  TARGET RowScan scan_row_##SUFFIX(const RowView& row, float* tops) { return scan_row<LARGEST_OF>(row, tops); } \
+#define TTC_ROW_KERNELS(SUFFIX, TARGET, PHILOX_BLOCK, SCAN_ROW, SUM_WEIGHTS)                       \
+  TARGET RowScan scan_row_##SUFFIX(const RowView& row, float* tops) { return SCAN_ROW(row, tops); } \
   TARGET Specials count_specials_##SUFFIX(const RowView& row) { return count_specials(row); }      \
-  TARGET int64_t sum_weights_##SUFFIX(const RowView& row, float max, float inv,                    \
-                                      const float* tops, const RowView& ahead) {                   \
-    return sum_weights(row, max, inv, tops, ahead);                                                       \
+  TARGET int64_t sum_weights_##SUFFIX(const RowView& row, const RowScan& scan, float inv,          \
+                                      const float* tops, const char* ahead) {                      \
+    return SUM_WEIGHTS(row, scan, inv, tops, ahead);                                                      \
   }                                                                                                \
   TARGET void fixed_weights_##SUFFIX(const float* logits, int64_t n, float max, float inv,         \
                                      int64_t* weights) {                                           \
@@ -46,15 +47,13 @@ namespace {
 void philox_block_portable(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
   philox_block(stream, c0, random);
 }
-float largest_of_portable(const float* lanes) { return largest_of(lanes); }
-TTC_ROW_KERNELS(Portable, , philox_block_portable, largest_of_portable)
+TTC_ROW_KERNELS(Portable, , philox_block_portable, scan_row, sum_weights)
 #if TTC_X86
 TTC_TARGET_AVX2 void philox_block_avx2(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
   philox_block(stream, c0, random);
 }
-TTC_TARGET_AVX2 float largest_of_avx2(const float* lanes) { return largest_of(lanes); }
-TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, philox_block_avx2, largest_of_avx2)
-TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, philox_block_avx512, largest_of_avx512)
+TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, philox_block_avx2, scan_row, sum_weights)
+TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, philox_block_avx512, scan_row_avx512, sum_weights_avx512)
 #endif
 
 }  // namespace

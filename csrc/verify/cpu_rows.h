@@ -12,7 +12,7 @@ namespace ttc {
 struct RowKernels {
   RowScan (*scan_row)(const RowView&, float*);
   Specials (*count_specials)(const RowView&);
-  int64_t (*sum_weights)(const RowView&, float, float, const float*, const RowView&);
+  int64_t (*sum_weights)(const RowView&, const RowScan&, float, const float*, const char*);
   void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
   Winner (*race_row)(const Race&);
   int64_t (*top_scores)(const Race&, int64_t, Winner*);
@@ -49,12 +49,11 @@ class Row {
   // The lowest index of the largest logit; -1: the row has no distribution.
   int64_t argmax();
 
-  // `ahead` is a row that will probably be opened next; its data may be null.
-  void describe(const RowFilters& filters, int64_t r, float* desc, const RowView& ahead = {});
+  void describe(const RowFilters& filters, int64_t r, float* desc, const char* ahead = nullptr);
   Race race(const RowDist& target) const;
 
-  int64_t sum_weights(float inv_temperature, const RowView& ahead = {}) const {
-    return row_kernels().sum_weights(view_, scan_.max, inv_temperature, tops_.data(), ahead);
+  int64_t sum_weights(float inv_temperature, const char* ahead = nullptr) const {
+    return row_kernels().sum_weights(view_, scan_, inv_temperature, tops_.data(), ahead);
   }
 
  private:

@@ -28,7 +28,7 @@ class CpuRows {
   bool usable(int64_t row) {
     if (!described_[row - first_]) {
       target_.open(p_.logits, row);
-      target_.describe(p_.filters, row, p_.descriptors + row * kDescriptorColumns, ahead(row));
+      target_.describe(p_.filters, row, p_.descriptors + row * kDescriptorColumns);
       described_[row - first_] = true;
     }
     return has_distribution(row);
@@ -123,16 +123,6 @@ class CpuRows {
 
  private:
   RowDist dist(int64_t row) const { return row_dist(p_.descriptors + row * kDescriptorColumns); }
-
-  // The row of a node's first child, which is the next one if that is accepted.
-  RowView ahead(int64_t row) const {
-    const auto end = first_ + static_cast<int64_t>(described_.size());
-    int64_t child = row + 1;
-    if (p_.parent != nullptr) {
-      while (child < end && p_.parent[child] != row - first_) ++child;
-    }
-    return child < end ? row_view(p_.logits, child) : RowView{};
-  }
 
   int64_t draft_row(int64_t row) const {
     return p_.draft.rows == nullptr ? row : p_.draft.rows[row];

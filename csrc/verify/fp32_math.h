@@ -128,6 +128,11 @@ TTC_HOST_DEVICE float exp_fp32(float x) {
 
 constexpr float kLog2E = 1.44269504f;
 
+// Between 2^23 and 2^24, where floats are spaced by 1.
+constexpr float kExp2Anchor = 12582912.0f;
+constexpr float kExp2[] = {0.001326472731307149f, 0.009671512991189957f, 0.05550733581185341f,
+                           0.24022242426872253f,  0.6931470036506653f,   1.0f};
+
 // 2^y for y <= 0, relative error 2e-7; 1 at 0; below -120 it stays at 2^-120. fmaf is IEEE's fused
 // operation, rounded once, and so as well defined as the others.
 TTC_HOST_DEVICE float exp2_fp32(float y) {

@@ -60,28 +60,13 @@ TTC_ALWAYS_INLINE const float* block_of(const RowView& row, int64_t first, float
   return buffer;
 }
 
-// The largest of 16 numbers.
-using LargestOf = float (*)(const float* lanes);
-
-TTC_ALWAYS_INLINE float largest_of(const float* lanes) {
-  float largest = lanes[0];
-  for (int64_t j = 1; j < kRowLanes; ++j) largest = lanes[j] > largest ? lanes[j] : largest;
-  return largest;
-}
-
-#if TTC_X86
-TTC_TARGET_AVX512 inline float largest_of_avx512(const float* lanes) {
-  return _mm512_reduce_max_ps(_mm512_loadu_ps(lanes));
-}
-#endif
-
 struct RowScan {
   float max;
   bool special;  // something is NaN or infinite
+  float least;   // no logit is below it; of no use if there is something special
 };
 
 // tops[b] = the largest logit of block b, NaNs aside.
-template <LargestOf kLargestOf>
 TTC_ALWAYS_INLINE RowScan scan_row(const RowView& row, float* tops) {
   float buffer[kRowBlock];
   int32_t largest[kRowPiece] = {};  // bits of |logit|
@@ -104,13 +89,14 @@ TTC_ALWAYS_INLINE RowScan scan_row(const RowView& row, float* tops) {
     for (int64_t half = kRowPiece / 2; half >= kRowLanes; half /= 2) {
       for (int64_t j = 0; j < half; ++j) lanes[j] = lanes[half + j] > lanes[j] ? lanes[half + j] : lanes[j];
     }
-    const float top = kLargestOf(lanes);
+    float top = lanes[0];
+    for (int64_t j = 1; j < kRowLanes; ++j) top = lanes[j] > top ? lanes[j] : top;
     tops[first / kRowBlock] = top;
     max = top > max ? top : max;
   }
   int32_t bits = 0;
   for (int32_t lane : largest) bits = lane > bits ? lane : bits;
-  return {max, bits >= 0x7f800000};
+  return {max, bits >= 0x7f800000, -bits_to_float(static_cast<uint32_t>(bits))};
 }
 
 // How many of a row are NaN or +inf, and how many are -inf.
@@ -138,35 +124,39 @@ TTC_ALWAYS_INLINE Specials count_specials(const RowView& row) {
 // number up to 1, so a weight is cut in two: adding `coarse` rounds it to 2^-18, and what is left of
 // it, added to `fine`, is rounded to 2^-40; the sums' bits count both.
 //
-// Arithmetic takes as long here as memory does in scan_row, so meanwhile the row that is probably the
-// next is fetched: `ahead`, whose data may be null.
-TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, float max, float inv_temperature,
-                                      const float* tops, const RowView& ahead) {
-  constexpr float coarse = 48.0f, fine = 0x1.8p-17f;
+// This takes as long as reading a row from memory does, so meanwhile the row that is next is fetched:
+// `ahead`, or null.
+constexpr float kCoarseAnchor = 48.0f, kFineAnchor = 0x1.8p-17f;
+// log2 of weights: below them there is nothing to be cut off, or all is rounded to 0.
+constexpr float kFewBits = -18.5f, kNoWeight = -41.5f;
+
+TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, const RowScan& scan, float inv_temperature,
+                                      const float* tops, const char* ahead) {
   const float scale = inv_temperature * kLog2E;
   float buffer[kRowBlock];
   int64_t sum = 0;
   for (int64_t first = 0; first < row.n; first += kRowBlock) {
-    if (ahead.data != nullptr && first + kRowBlock <= ahead.n) {
-      const int64_t size = dtype_bytes(ahead.dtype);
-      const char* next = ahead.data + first * size;
-      for (int64_t i = 0; i < kRowBlock * size; i += 64) __builtin_prefetch(next + i, 0, 2);
+    const int64_t offset = first * dtype_bytes(row.dtype);
+    for (int64_t i = 0; ahead != nullptr && i < kRowBlock * dtype_bytes(row.dtype); i += 64) {
+      __builtin_prefetch(ahead + offset + i);
     }
+    const float top = (tops[first / kRowBlock] - scan.max) * scale;
+    if (top < kNoWeight) continue;
     const float* logits = block_of(row, first, buffer);
     uint32_t high[kRowLanes] = {}, low[kRowLanes] = {};
-    if ((tops[first / kRowBlock] - max) * scale < -18.5f) {  // nothing to be cut off
+    if (top < kFewBits) {
       for (int64_t i = 0; i < kRowBlock; i += kRowLanes) {
         for (int64_t j = 0; j < kRowLanes; ++j) {
-          low[j] += float_to_bits(exp2_fp32((logits[i + j] - max) * scale) + fine);
+          low[j] += float_to_bits(exp2_fp32((logits[i + j] - scan.max) * scale) + kFineAnchor);
         }
       }
     } else {
       for (int64_t i = 0; i < kRowBlock; i += kRowLanes) {
         for (int64_t j = 0; j < kRowLanes; ++j) {
-          const float w = exp2_fp32((logits[i + j] - max) * scale);
-          const float rounded = w + coarse;
-          high[j] += float_to_bits(rounded) - float_to_bits(coarse);
-          low[j] += float_to_bits((w - (rounded - coarse)) + fine);
+          const float w = exp2_fp32((logits[i + j] - scan.max) * scale);
+          const float rounded = w + kCoarseAnchor;
+          high[j] += float_to_bits(rounded) - float_to_bits(kCoarseAnchor);
+          low[j] += float_to_bits((w - (rounded - kCoarseAnchor)) + kFineAnchor);
         }
       }
     }
@@ -176,7 +166,7 @@ TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, float max, float inv_t
       low_sum += low[j];
     }
     sum += static_cast<int64_t>(high_sum) << 22;
-    sum += static_cast<int32_t>(low_sum - static_cast<uint32_t>(kRowBlock) * float_to_bits(fine));
+    sum += static_cast<int32_t>(low_sum - static_cast<uint32_t>(kRowBlock) * float_to_bits(kFineAnchor));
   }
   return sum;
 }
@@ -241,51 +231,6 @@ TTC_ALWAYS_INLINE void philox_block(const PhiloxStream& stream, uint32_t c0, uin
     for (int64_t i = 0; i < 4; ++i) random[4 * j + i] = words.word[i];
   }
 }
-
-#if TTC_X86
-// GCC does not find the 32 x 32 -> 64 bit multiplication of 512-bit vectors by itself.
-TTC_TARGET_AVX512 inline void philox_block_avx512(const PhiloxStream& stream, uint32_t c0,
-                                                  uint32_t* random) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  __m512i w0 = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(c0)), lane);
-  __m512i w1 = _mm512_set1_epi32(static_cast<int>(stream.counter[1]));
-  __m512i w2 = _mm512_set1_epi32(static_cast<int>(stream.counter[2]));
-  __m512i w3 = _mm512_set1_epi32(static_cast<int>(stream.counter[3]));
-  const __m512i factor0 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor0));
-  const __m512i factor1 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor1));
-  uint32_t k0 = stream.key[0], k1 = stream.key[1];
-  for (int round = 0; round < 10; ++round) {
-    // Even and odd lanes are multiplied apart; their halves are then put back into place.
-    const __m512i even0 = _mm512_mul_epu32(w0, factor0);
-    const __m512i odd0 = _mm512_mul_epu32(_mm512_srli_epi64(w0, 32), factor0);
-    const __m512i even1 = _mm512_mul_epu32(w2, factor1);
-    const __m512i odd1 = _mm512_mul_epu32(_mm512_srli_epi64(w2, 32), factor1);
-    const __m512i high0 = _mm512_mask_mov_epi32(_mm512_srli_epi64(even0, 32), 0xAAAA, odd0);
-    const __m512i high1 = _mm512_mask_mov_epi32(_mm512_srli_epi64(even1, 32), 0xAAAA, odd1);
-    const __m512i low0 = _mm512_mask_mov_epi32(even0, 0xAAAA, _mm512_slli_epi64(odd0, 32));
-    const __m512i low1 = _mm512_mask_mov_epi32(even1, 0xAAAA, _mm512_slli_epi64(odd1, 32));
-    const __m512i key0 = _mm512_set1_epi32(static_cast<int>(k0));
-    const __m512i key1 = _mm512_set1_epi32(static_cast<int>(k1));
-    w0 = _mm512_xor_si512(_mm512_xor_si512(high1, w1), key0);
-    w2 = _mm512_xor_si512(_mm512_xor_si512(high0, w3), key1);
-    w1 = low1;
-    w3 = low0;
-    k0 += kPhiloxWeyl0;
-    k1 += kPhiloxWeyl1;
-  }
-  // Word i of lane j goes to 4 j + i: a transposition inside groups of four lanes, then of groups.
-  const __m512i a = _mm512_unpacklo_epi32(w0, w1), b = _mm512_unpackhi_epi32(w0, w1);
-  const __m512i c = _mm512_unpacklo_epi32(w2, w3), d = _mm512_unpackhi_epi32(w2, w3);
-  const __m512i t0 = _mm512_unpacklo_epi64(a, c), t1 = _mm512_unpackhi_epi64(a, c);
-  const __m512i t2 = _mm512_unpacklo_epi64(b, d), t3 = _mm512_unpackhi_epi64(b, d);
-  const __m512i u0 = _mm512_shuffle_i32x4(t0, t1, 0x44), u1 = _mm512_shuffle_i32x4(t2, t3, 0x44);
-  const __m512i u2 = _mm512_shuffle_i32x4(t0, t1, 0xee), u3 = _mm512_shuffle_i32x4(t2, t3, 0xee);
-  _mm512_storeu_si512(random, _mm512_shuffle_i32x4(u0, u1, 0x88));
-  _mm512_storeu_si512(random + 16, _mm512_shuffle_i32x4(u0, u1, 0xdd));
-  _mm512_storeu_si512(random + 32, _mm512_shuffle_i32x4(u2, u3, 0x88));
-  _mm512_storeu_si512(random + 48, _mm512_shuffle_i32x4(u2, u3, 0xdd));
-}
-#endif
 
 // The bounds and the earliest clocks of 16 blocks' noise.
 struct NoiseBlocks {

@@ -34,24 +34,43 @@ def test_tokens_are_those_of_the_reference(filters, dtype: torch.dtype, vocab_si
 
 _VARIANT = """
 import sys
-import numpy as np, torch
+import torch
 from ttc_kernels.verify import row_descriptor, sample_tokens
-torch.manual_seed(3)
-logits = torch.randn(8, 20_001) * 3
-desc = row_descriptor(logits, 0.9, top_k=5000, top_p=0.97, min_p=1e-4)
-tokens = sample_tokens(logits, desc, torch.arange(8), torch.arange(8) + 2**40)
-sys.stdout.buffer.write(desc.numpy().tobytes() + tokens.numpy().tobytes())
+inf, nan = float("inf"), float("nan")
+seeds, positions = torch.arange(10), torch.arange(10) + 2**40
+for vocab_size in (300, 20_001, 20_480):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        torch.manual_seed(vocab_size)
+        logits = torch.randn(10, vocab_size) * 3
+        logits[1] = -logits[1].abs()  # no logit is positive, then none but one block's
+        logits[2, 256:] = -logits[2, 256:].abs()
+        logits[3] = -0.0
+        logits[4, ::2] = -inf
+        logits[5, 7] = inf
+        logits[6, 299] = nan
+        logits[7, 290] = -torch.tensor(nan)
+        logits[8, 5] += 40  # nothing else weighs much
+        logits[9] *= 100  # beyond the range of exponents
+        logits = logits.to(dtype)
+        mask = torch.randint(-(2**31), 2**31, (10, -(-vocab_size // 32))).int()
+        for bitmask in (None, mask):
+            for filters in ((0.9, 5000, 0.97, 1e-4), (1.0, 0, 1.0, 0.0), (0.05, 0, 1.0, 0.0)):
+                desc = row_descriptor(logits, *filters, bitmask=bitmask)
+                tokens = sample_tokens(logits, desc, seeds, positions, bitmask=bitmask)
+                # a zero's sign is that of whichever zero was seen first
+                sys.stdout.buffer.write((desc + 0.0).numpy().tobytes() + tokens.numpy().tobytes())
 """
 
 
 def test_all_instruction_sets_give_the_same_bits() -> None:
-    def run(isa: str) -> bytes:
+    def run(isa: str) -> list[bytes]:
         environment = os.environ | {"TTC_CPU_ISA": isa}
         command = [sys.executable, "-c", _VARIANT]
-        return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+        out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+        return [out[i : i + 10 * 40] for i in range(0, len(out), 10 * 40)]
 
     newest = run("any")
-    assert len(newest) == 8 * 9 * 4 + 8 * 4
+    assert len(newest) == 3 * 3 * 2 * 3
     assert run("avx2") == newest
     assert run("portable") == newest
 

@@ -1,0 +1,283 @@
+// Passes over a row with AVX-512 instructions that GCC does not find in row_kernels.h, and the same
+// results. There is what they compute and why; here, how.
+#pragma once
+
+#include "verify/row_kernels.h"
+
+#if TTC_X86
+
+namespace ttc {
+
+// GCC does not find the 32 x 32 -> 64 bit multiplication of 512-bit vectors by itself.
+TTC_TARGET_AVX512 inline void philox_block_avx512(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i w0 = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(c0)), lane);
+  __m512i w1 = _mm512_set1_epi32(static_cast<int>(stream.counter[1]));
+  __m512i w2 = _mm512_set1_epi32(static_cast<int>(stream.counter[2]));
+  __m512i w3 = _mm512_set1_epi32(static_cast<int>(stream.counter[3]));
+  const __m512i factor0 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor0));
+  const __m512i factor1 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor1));
+  uint32_t k0 = stream.key[0], k1 = stream.key[1];
+  for (int round = 0; round < 10; ++round) {
+    // Even and odd lanes are multiplied apart; their halves are then put back into place.
+    const __m512i even0 = _mm512_mul_epu32(w0, factor0);
+    const __m512i odd0 = _mm512_mul_epu32(_mm512_srli_epi64(w0, 32), factor0);
+    const __m512i even1 = _mm512_mul_epu32(w2, factor1);
+    const __m512i odd1 = _mm512_mul_epu32(_mm512_srli_epi64(w2, 32), factor1);
+    const __m512i high0 = _mm512_mask_mov_epi32(_mm512_srli_epi64(even0, 32), 0xAAAA, odd0);
+    const __m512i high1 = _mm512_mask_mov_epi32(_mm512_srli_epi64(even1, 32), 0xAAAA, odd1);
+    const __m512i low0 = _mm512_mask_mov_epi32(even0, 0xAAAA, _mm512_slli_epi64(odd0, 32));
+    const __m512i low1 = _mm512_mask_mov_epi32(even1, 0xAAAA, _mm512_slli_epi64(odd1, 32));
+    const __m512i key0 = _mm512_set1_epi32(static_cast<int>(k0));
+    const __m512i key1 = _mm512_set1_epi32(static_cast<int>(k1));
+    w0 = _mm512_xor_si512(_mm512_xor_si512(high1, w1), key0);
+    w2 = _mm512_xor_si512(_mm512_xor_si512(high0, w3), key1);
+    w1 = low1;
+    w3 = low0;
+    k0 += kPhiloxWeyl0;
+    k1 += kPhiloxWeyl1;
+  }
+  // Word i of lane j goes to 4 j + i: a transposition inside groups of four lanes, then of groups.
+  const __m512i a = _mm512_unpacklo_epi32(w0, w1), b = _mm512_unpackhi_epi32(w0, w1);
+  const __m512i c = _mm512_unpacklo_epi32(w2, w3), d = _mm512_unpackhi_epi32(w2, w3);
+  const __m512i t0 = _mm512_unpacklo_epi64(a, c), t1 = _mm512_unpackhi_epi64(a, c);
+  const __m512i t2 = _mm512_unpacklo_epi64(b, d), t3 = _mm512_unpackhi_epi64(b, d);
+  const __m512i u0 = _mm512_shuffle_i32x4(t0, t1, 0x44), u1 = _mm512_shuffle_i32x4(t2, t3, 0x44);
+  const __m512i u2 = _mm512_shuffle_i32x4(t0, t1, 0xee), u3 = _mm512_shuffle_i32x4(t2, t3, 0xee);
+  _mm512_storeu_si512(random, _mm512_shuffle_i32x4(u0, u1, 0x88));
+  _mm512_storeu_si512(random + 16, _mm512_shuffle_i32x4(u0, u1, 0xdd));
+  _mm512_storeu_si512(random + 32, _mm512_shuffle_i32x4(u2, u3, 0x88));
+  _mm512_storeu_si512(random + 48, _mm512_shuffle_i32x4(u2, u3, 0xdd));
+}
+
+// Numbers as wide as the floats of a row.
+template <Dtype kDtype>
+struct Bits {
+  static constexpr uint32_t kSign = 0x8000;
+  static constexpr uint32_t kInfinity = kDtype == Dtype::kFloat16 ? 0x7c00 : 0x7f80;
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE static __m512i max_signed(__m512i a, __m512i b) { return _mm512_max_epi16(a, b); }
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE static __m512i max_unsigned(__m512i a, __m512i b) {
+    return _mm512_max_epu16(a, b);
+  }
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE static __m512i min_unsigned(__m512i a, __m512i b) {
+    return _mm512_min_epu16(a, b);
+  }
+  // The smallest of unsigned lanes.
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE static uint32_t smallest(__m512i lanes) {
+    const __m256i a = _mm256_min_epu16(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
+    const __m128i b = _mm_min_epu16(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    return static_cast<uint32_t>(_mm_extract_epi16(_mm_minpos_epu16(b), 0));
+  }
+  TTC_TARGET_AVX512 static float to_float(uint32_t bits) {
+    return kDtype == Dtype::kFloat16 ? _cvtsh_ss(static_cast<uint16_t>(bits)) : bits_to_float(bits << 16);
+  }
+};
+
+template <>
+struct Bits<Dtype::kFloat32> {
+  static constexpr uint32_t kSign = 0x80000000u, kInfinity = 0x7f800000u;
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE static __m512i max_signed(__m512i a, __m512i b) { return _mm512_max_epi32(a, b); }
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE static __m512i max_unsigned(__m512i a, __m512i b) {
+    return _mm512_max_epu32(a, b);
+  }
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE static __m512i min_unsigned(__m512i a, __m512i b) {
+    return _mm512_min_epu32(a, b);
+  }
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE static uint32_t smallest(__m512i lanes) {
+    const __m256i a = _mm256_min_epu32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
+    __m128i b = _mm_min_epu32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    b = _mm_min_epu32(b, _mm_shuffle_epi32(b, 0x4e));
+    b = _mm_min_epu32(b, _mm_shuffle_epi32(b, 0xb1));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(b));
+  }
+  static float to_float(uint32_t bits) { return bits_to_float(bits); }
+};
+
+// Floats are compared by their bits, unwidened. As signed integers the largest is the largest float,
+// if any is positive; as unsigned ones it is the least, if any is negative.
+template <Dtype kDtype>
+TTC_TARGET_AVX512 inline RowScan scan_row_of(const RowView& row, float* tops) {
+  using B = Bits<kDtype>;
+  constexpr int64_t kBlockBytes = kRowBlock * dtype_bytes(kDtype);
+  const __m512i ones = _mm512_set1_epi32(-1);
+  const __m512i flip = kDtype == Dtype::kFloat32 ? _mm512_srli_epi32(ones, 1) : _mm512_srli_epi16(ones, 1);
+  __m512i most = _mm512_setzero_si512();
+  float max = kLowest, least = -0.0f;
+  bool special = false;
+  const int64_t whole = row.n / kRowBlock;
+  for (int64_t b = 0; b < whole; ++b) {
+    const char* source = row.data + b * kBlockBytes;
+    __m512i largest = _mm512_loadu_si512(source);
+    most = B::max_unsigned(most, largest);
+#pragma GCC unroll 16
+    for (int64_t i = 64; i < kBlockBytes; i += 64) {
+      const __m512i bits = _mm512_loadu_si512(source + i);
+      largest = B::max_signed(largest, bits);
+      most = B::max_unsigned(most, bits);
+    }
+    // The largest signed number is the smallest unsigned one of these.
+    uint32_t bits = B::smallest(_mm512_xor_si512(largest, flip)) ^ (B::kSign - 1);
+    if ((bits & B::kSign) != 0) {  // all are negative: the smallest unsigned number
+      largest = ones;
+      for (int64_t i = 0; i < kBlockBytes; i += 64) largest = B::min_unsigned(largest, _mm512_loadu_si512(source + i));
+      bits = B::smallest(largest);
+    }
+    special |= bits >= B::kInfinity && (bits & B::kSign) == 0;
+    const float top = B::to_float(bits);
+    tops[b] = top;
+    max = top > max ? top : max;
+  }
+  const uint32_t lowest = ~B::smallest(_mm512_xor_si512(most, ones)) & (2 * B::kSign - 1);
+  if (special || lowest > B::kInfinity + B::kSign) return scan_row(row, tops);  // there may be NaNs
+  if ((lowest & B::kSign) != 0) least = B::to_float(lowest);
+  if (whole < row.num_blocks()) {
+    RowView tail = row;
+    tail.data += whole * kBlockBytes;
+    tail.n -= whole * kRowBlock;
+    const RowScan end = scan_row(tail, tops + whole);
+    max = end.max > max ? end.max : max;
+    least = end.least < least ? end.least : least;
+    special = end.special;
+  }
+  return {max, special || least == kLowest, least};
+}
+
+TTC_TARGET_AVX512 inline RowScan scan_row_avx512(const RowView& row, float* tops) {
+  if (row.mask != nullptr) return scan_row(row, tops);
+  switch (row.dtype) {
+    case Dtype::kFloat32: return scan_row_of<Dtype::kFloat32>(row, tops);
+    case Dtype::kFloat16: return scan_row_of<Dtype::kFloat16>(row, tops);
+    case Dtype::kBFloat16: return scan_row_of<Dtype::kBFloat16>(row, tops);
+  }
+  return {};
+}
+
+// Vectors are worked on side by side, to hide the latency of their operations.
+constexpr int kVectors = 8;
+#define TTC_EACH _Pragma("GCC unroll 8") for (int v = 0; v < kVectors; ++v)
+template <Dtype kDtype>
+TTC_TARGET_AVX512 TTC_ALWAYS_INLINE void load_vectors(const char* source, __m512* logits) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; i += 2) {
+    if constexpr (kDtype == Dtype::kFloat32) {
+      logits[i] = _mm512_loadu_ps(source + 64 * i);
+      logits[i + 1] = _mm512_loadu_ps(source + 64 * i + 64);
+    } else if constexpr (kDtype == Dtype::kFloat16) {
+      logits[i] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 32 * i)));
+      logits[i + 1] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 32 * i + 32)));
+    } else {
+      const __m512i pairs = _mm512_loadu_si512(source + 32 * i);
+      logits[i] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+      logits[i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    }
+  }
+}
+
+TTC_TARGET_AVX512 inline int64_t sum_of_lanes(__m512i lanes) {
+  const __m512i a = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(lanes));
+  const __m512i b = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(lanes, 1));
+  return _mm512_reduce_add_epi64(_mm512_add_epi64(a, b));
+}
+
+// The sum of the weights of some blocks. Twice a weight is p 2^(k + 1): anchored 128 further up, the
+// low bits of the rounded exponent are those of that power, its exponent's offset and all.
+template <Dtype kDtype, bool kClamp, bool kCoarse>
+TTC_TARGET_AVX512 inline int64_t sum_blocks(const char* row, const int32_t* blocks, int64_t count, float max,
+                                            float scale, int64_t ahead) {
+  constexpr int64_t kBlockBytes = kRowBlock * dtype_bytes(kDtype);
+  constexpr int64_t kFlush = 16;  // blocks whose sums fit 32 bits
+  const __m512 max16 = _mm512_set1_ps(max), scale16 = _mm512_set1_ps(scale);
+  const __m512 anchor = _mm512_set1_ps(kExp2Anchor + 128.0f);
+  const __m512 fine = _mm512_set1_ps(2.0f * kFineAnchor), coarse = _mm512_set1_ps(2.0f * kCoarseAnchor);
+  const __m512 both = _mm512_set1_ps(2.0f * (kCoarseAnchor + kFineAnchor));
+  int64_t sum = 0;
+  for (int64_t begin = 0; begin < count; begin += kFlush) {
+    const int64_t end = begin + kFlush < count ? begin + kFlush : count;
+    __m512i high = _mm512_setzero_si512(), low = high;  // sums of bits
+    for (int64_t at = begin; at < end; ++at) {
+      const char* source = row + blocks[at] * kBlockBytes;
+      for (int64_t i = 0; i < kRowBlock;
+           i += kVectors * kRowLanes, source += kBlockBytes * kVectors * kRowLanes / kRowBlock) {
+        for (int64_t j = 0; j < kVectors * kRowLanes * dtype_bytes(kDtype); j += 64)
+          _mm_prefetch(source + ahead + j, _MM_HINT_T0);
+        __m512 y[kVectors], shifted[kVectors], r[kVectors], p[kVectors];
+        load_vectors<kDtype>(source, y);
+        TTC_EACH y[v] = _mm512_mul_ps(_mm512_sub_ps(y[v], max16), scale16);
+        if (kClamp) TTC_EACH y[v] = _mm512_max_ps(y[v], _mm512_set1_ps(-120.0f));
+        TTC_EACH shifted[v] = _mm512_add_ps(y[v], anchor);
+        TTC_EACH r[v] = _mm512_reduce_ps(y[v], 0);  // less the nearest integer
+        TTC_EACH p[v] = _mm512_fmadd_ps(_mm512_set1_ps(kExp2[0]), r[v], _mm512_set1_ps(kExp2[1]));
+#pragma GCC unroll 6
+        for (int c = 2; c < 6; ++c) TTC_EACH p[v] = _mm512_fmadd_ps(p[v], r[v], _mm512_set1_ps(kExp2[c]));
+        TTC_EACH shifted[v] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted[v]), 23));
+        if (kCoarse) {
+          TTC_EACH {
+            const __m512 rounded = _mm512_fmadd_ps(p[v], shifted[v], coarse);
+            high = _mm512_add_epi32(high, _mm512_castps_si512(rounded));
+            const __m512 rest = _mm512_fmadd_ps(p[v], shifted[v], _mm512_sub_ps(both, rounded));
+            low = _mm512_add_epi32(low, _mm512_castps_si512(rest));
+          }
+        } else {
+          TTC_EACH low = _mm512_add_epi32(low, _mm512_castps_si512(_mm512_fmadd_ps(p[v], shifted[v], fine)));
+        }
+      }
+    }
+    const auto additions = static_cast<uint32_t>((end - begin) * (kRowBlock / kRowLanes));
+    const auto unbiased = [&](__m512i bits, float anchor) __attribute__((target("avx512f"))) {
+      return _mm512_sub_epi32(bits, _mm512_set1_epi32(static_cast<int>(additions * float_to_bits(anchor))));
+    };
+    if (kCoarse) sum += sum_of_lanes(unbiased(high, 2.0f * kCoarseAnchor)) << 22;
+    sum += sum_of_lanes(unbiased(low, 2.0f * kFineAnchor));
+  }
+  return sum;
+}
+
+#undef TTC_EACH
+
+template <Dtype kDtype>
+TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowScan& scan, float inv_temperature,
+                                                const float* tops, const char* ahead) {
+  constexpr int64_t kBatch = 256;
+  const float scale = inv_temperature * kLog2E;
+  const bool clamp = !((scan.least - scan.max) * scale > -120.0f);
+  const int64_t distance = ahead == nullptr ? 0 : ahead - row.data;
+  float buffer[kRowBlock];
+  int32_t few_bits[kBatch], many_bits[kBatch];
+  int64_t sum = 0;
+  const int64_t whole = row.mask == nullptr ? row.n / kRowBlock : 0, blocks = row.num_blocks();
+  for (int64_t begin = 0; begin < whole; begin += kBatch) {
+    const int64_t end = begin + kBatch < whole ? begin + kBatch : whole;
+    int64_t few = 0, many = 0;
+    for (int64_t b = begin; b < end; ++b) {
+      const float top = (tops[b] - scan.max) * scale;
+      few_bits[few] = many_bits[many] = static_cast<int32_t>(b);
+      many += !(top < kFewBits);
+      few += (top < kFewBits) & !(top < kNoWeight);
+    }
+    sum += clamp ? sum_blocks<kDtype, true, true>(row.data, many_bits, many, scan.max, scale, distance) +
+                       sum_blocks<kDtype, true, false>(row.data, few_bits, few, scan.max, scale, distance)
+                 : sum_blocks<kDtype, false, true>(row.data, many_bits, many, scan.max, scale, distance) +
+                       sum_blocks<kDtype, false, false>(row.data, few_bits, few, scan.max, scale, distance);
+  }
+  const int32_t first = 0;
+  for (int64_t b = whole; b < blocks; ++b) {
+    const float* logits = block_of(row, b * kRowBlock, buffer);
+    sum +=
+        sum_blocks<Dtype::kFloat32, true, true>(reinterpret_cast<const char*>(logits), &first, 1, scan.max, scale, 0);
+  }
+  return sum;
+}
+
+TTC_TARGET_AVX512 inline int64_t sum_weights_avx512(const RowView& row, const RowScan& scan, float inv_temperature,
+                                                    const float* tops, const char* ahead) {
+  switch (row.dtype) {
+    case Dtype::kFloat32: return sum_weights_of<Dtype::kFloat32>(row, scan, inv_temperature, tops, ahead);
+    case Dtype::kFloat16: return sum_weights_of<Dtype::kFloat16>(row, scan, inv_temperature, tops, ahead);
+    case Dtype::kBFloat16: return sum_weights_of<Dtype::kBFloat16>(row, scan, inv_temperature, tops, ahead);
+  }
+  return 0;
+}
+
+}  // namespace ttc
+
+#endif
