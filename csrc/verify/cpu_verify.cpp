@@ -10,14 +10,39 @@ namespace ttc {
 
 namespace {
 
-// A thread's access to the rows of one request at a time.
+// Access to the rows of one request at a time.
+//
+// A walk that comes to a row which is not described ends there, as if the row had no distribution, and
+// is begun again once the row is described; what it has found by passing over rows is not done twice.
+// Between the two a thread works for another request, and meanwhile fetches the row from memory.
 class CpuRows {
  public:
-  CpuRows(const VerifyParams& params) : p_(params) {}
+  // `open` is the row that the thread read last.
+  CpuRows(const VerifyParams& params, Row& open) : p_(params), open_(open) {}
 
   void begin_request(int64_t first_row, int64_t count) {
     first_ = first_row;
     described_.assign(count, p_.filters.temperature == nullptr);
+    found_.clear();
+    begin_walk();
+  }
+
+  void begin_walk() {
+    wanted_ = -1;
+    num_passed_ = 0;
+  }
+
+  // The row that the walk has stopped for; -1: it was not stopped.
+  int64_t wanted() const { return wanted_; }
+
+  const char* wanted_data() const { return row_view(p_.logits, wanted_).data; }
+
+  // Describes the wanted row. `ahead` is a row that will be wanted then, or null.
+  void describe(const char* ahead) {
+    open_.open(p_.logits, wanted_);
+    open_.describe(p_.filters, wanted_, p_.descriptors + wanted_ * kDescriptorColumns,
+                   ahead != nullptr ? ahead : first_child(wanted_));
+    described_[wanted_ - first_] = true;
   }
 
   template <typename Body>
@@ -26,15 +51,11 @@ class CpuRows {
   }
 
   bool usable(int64_t row) {
-    if (!described_[row - first_]) {
-      target_.open(p_.logits, row);
-      target_.describe(p_.filters, row, p_.descriptors + row * kDescriptorColumns);
-      described_[row - first_] = true;
-    }
+    if (!described_[row - first_] && wanted_ < 0) wanted_ = row;
     return has_distribution(row);
   }
 
-  bool has_distribution(int64_t row) const { return dist(row).argmax >= 0; }
+  bool has_distribution(int64_t row) const { return described_[row - first_] && dist(row).argmax >= 0; }
 
   float target(int64_t row, int32_t token) const {
     return probability(dist(row), one_logit(p_.logits, row, token), token);
@@ -61,6 +82,29 @@ class CpuRows {
   }
 
   int64_t residual_mass(int64_t row, float c, const int32_t* excluded, int64_t num_excluded) {
+    return pass([&] { return find_residual_mass(row, c, excluded, num_excluded); });
+  }
+
+  int32_t draw(int64_t row, const PhiloxStream& stream) { return race(row, stream, 0.0f, nullptr, 0); }
+
+  int32_t race(int64_t row, const PhiloxStream& stream, float c, const int32_t* excluded, int64_t num_excluded) {
+    return static_cast<int32_t>(pass([&] { return find_winner(row, stream, c, excluded, num_excluded); }));
+  }
+
+  int64_t entropy(int64_t row) {
+    return pass([&] { return row_kernels().entropy_mass(dist(row), row_view(p_.logits, row)); });
+  }
+
+ private:
+  // What a pass over a row finds; a walk makes the same passes in the same order each time.
+  template <typename Body>
+  int64_t pass(const Body& body) {
+    if (wanted_ >= 0) return 0;  // whatever the walk does now, it will be begun again
+    if (num_passed_ == found_.size()) found_.push_back(body());
+    return found_[num_passed_++];
+  }
+
+  int64_t find_residual_mass(int64_t row, float c, const int32_t* excluded, int64_t num_excluded) const {
     int64_t mass;
     if (p_.draft.ids == nullptr) {
       const int64_t r = draft_row(row);
@@ -81,14 +125,11 @@ class CpuRows {
     return std::max<int64_t>(mass, 0);
   }
 
-  int32_t draw(int64_t row, const PhiloxStream& stream) { return race(row, stream, 0.0f, nullptr, 0); }
-
-  int32_t race(int64_t row, const PhiloxStream& stream, float c, const int32_t* excluded,
-               int64_t num_excluded) {
+  int32_t find_winner(int64_t row, const PhiloxStream& stream, float c, const int32_t* excluded, int64_t num_excluded) {
     const RowDist d = dist(row);
     if (d.inv_temperature == 0.0f) return greedy(row, d.argmax, c, excluded, num_excluded);
-    target_.open(p_.logits, row);
-    Race race = target_.race(d);
+    open_.open(p_.logits, row);
+    Race race = open_.race(d);
     race.stream = stream;
     race.excluded = excluded;
     race.num_excluded = num_excluded;
@@ -117,20 +158,21 @@ class CpuRows {
     return winner(race, best);
   }
 
-  int64_t entropy(int64_t row) {
-    return row_kernels().entropy_mass(dist(row), row_view(p_.logits, row));
+  // The row of a node's first child, which is likely to be next; null: there is none.
+  const char* first_child(int64_t row) const {
+    const auto end = first_ + static_cast<int64_t>(described_.size());
+    int64_t child = row + 1;
+    if (p_.parent != nullptr) {
+      while (child < end && p_.parent[child] != row - first_) ++child;
+    }
+    return child < end ? row_view(p_.logits, child).data : nullptr;
   }
 
- private:
   RowDist dist(int64_t row) const { return row_dist(p_.descriptors + row * kDescriptorColumns); }
 
-  int64_t draft_row(int64_t row) const {
-    return p_.draft.rows == nullptr ? row : p_.draft.rows[row];
-  }
+  int64_t draft_row(int64_t row) const { return p_.draft.rows == nullptr ? row : p_.draft.rows[row]; }
 
-  RowDist draft_dist(int64_t r) const {
-    return row_dist(p_.draft.descriptors + r * kDescriptorColumns);
-  }
+  RowDist draft_dist(int64_t r) const { return row_dist(p_.draft.descriptors + r * kDescriptorColumns); }
 
   float sparse_probability(int64_t at) const {
     const float logprob = p_.draft.logprobs[at];
@@ -156,17 +198,18 @@ class CpuRows {
     return best.index == kNoWinner.index ? -1 : static_cast<int32_t>(best.index);
   }
 
-  int32_t greedy(int64_t row, int32_t argmax, float c, const int32_t* excluded,
-                 int64_t num_excluded) const {
+  int32_t greedy(int64_t row, int32_t argmax, float c, const int32_t* excluded, int64_t num_excluded) const {
     if (std::binary_search(excluded, excluded + num_excluded, argmax)) return -1;
     if (c != 0.0f && !(remainder_of(target(row, argmax), c, draft(row, argmax)) > 0.0f)) return -1;
     return argmax;
   }
 
   const VerifyParams& p_;
-  int64_t first_ = 0;
+  Row& open_;
+  int64_t first_ = 0, wanted_ = -1;
   std::vector<char> described_;
-  Row target_;
+  std::vector<int64_t> found_;
+  size_t num_passed_ = 0;
   std::vector<int32_t> excluded_;
 };
 
@@ -188,12 +231,39 @@ void walk(const VerifyParams& p, int64_t request, CpuRows& rows, WalkScratch& sc
 void verify(const VerifyParams& p, ParallelFor parallel_for) {
   // Some requests read many rows and others one: each thread takes the next as it gets to it.
   std::atomic<int64_t> next = 0;
-  parallel_for(0, p.num_requests, 1, [&](int64_t, int64_t) {
-    CpuRows rows(p);
+  parallel_for(0, p.num_requests, 1, [&](int64_t begin, int64_t end) {
+    const int64_t num_threads = (p.num_requests + end - begin - 1) / (end - begin);
+    Row open;
     WalkScratch scratch;
-    for (int64_t b = next++; b < p.num_requests; b = next++) {
-      rows.begin_request(p.cu_nodes[b], p.cu_nodes[b + 1] - p.cu_nodes[b]);
-      walk(p, b, rows, scratch);
+    struct Request {
+      CpuRows rows;
+      int64_t index = -1;
+    };
+    Request mine[2] = {{{p, open}}, {{p, open}}};
+    const auto is_waiting = [](const Request& request) { return request.rows.wanted() >= 0; };
+    // Takes requests until one waits for a row. Only the first of `mine` takes the last ones, or
+    // another thread would have nothing to do.
+    const auto take = [&](Request& request) {
+      while (&request == mine || next + num_threads <= p.num_requests) {
+        request.index = next++;
+        if (request.index >= p.num_requests) break;
+        request.rows.begin_request(p.cu_nodes[request.index],
+                                   p.cu_nodes[request.index + 1] - p.cu_nodes[request.index]);
+        walk(p, request.index, request.rows, scratch);
+        if (is_waiting(request)) return;
+      }
+      request.rows.begin_walk();
+    };
+    take(mine[0]);
+    take(mine[1]);
+    for (int turn = 0; is_waiting(mine[0]) || is_waiting(mine[1]); turn ^= 1) {
+      Request& request = mine[turn];
+      Request& other = mine[turn ^ 1];
+      if (!is_waiting(request)) continue;
+      request.rows.describe(is_waiting(other) ? other.rows.wanted_data() : nullptr);
+      request.rows.begin_walk();
+      walk(p, request.index, request.rows, scratch);
+      if (!is_waiting(request)) take(request);
     }
   });
 }

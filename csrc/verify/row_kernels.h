@@ -232,81 +232,88 @@ TTC_ALWAYS_INLINE void philox_block(const PhiloxStream& stream, uint32_t c0, uin
   }
 }
 
-// The bounds and the earliest clocks of 16 blocks' noise.
+// The earliest clocks of 16 blocks, and what the best scores in them may be.
 struct NoiseBlocks {
-  float bound[kRowLanes];
-  NoiseBlock block[kRowLanes];
+  float least[kRowLanes], bound[kRowLanes];
+  int32_t place[kRowLanes];
+
+  NoiseBlock operator[](int64_t j) const { return {least[j], place[j]}; }
 };
 
 template <PhiloxBlock kPhiloxBlock>
 TTC_ALWAYS_INLINE void draw_noise_blocks(const PhiloxStream& stream, int64_t block, NoiseBlocks& noise) {
-  uint32_t random[4 * kRowLanes];
+  uint32_t random[4 * kRowLanes], word0[kRowLanes], word1[kRowLanes];
   kPhiloxBlock(stream, kNoiseBlockCounter + static_cast<uint32_t>(block), random);
   for (int64_t j = 0; j < kRowLanes; ++j) {
-    noise.block[j] = noise_block_of(random[4 * j], random[4 * j + 1]);
-    noise.bound[j] = noise_bound(noise.block[j]);
+    word0[j] = random[4 * j];
+    word1[j] = random[4 * j + 1];
+  }
+  for (int64_t j = 0; j < kRowLanes; ++j) {
+    const NoiseBlock drawn = noise_block_of(word0[j], word1[j]);
+    noise.least[j] = drawn.least;
+    noise.place[j] = drawn.place;
+    noise.bound[j] = noise_bound(drawn);
   }
 }
 
-// The scores of 64 tokens from index `first` on; -inf for those that are not kept. Returns the
-// largest. `draft` is null if nothing is taken away, `noise` if there is none.
+// The scores of 64 tokens from index `first` on; -inf for those that are not kept. Returns whether any
+// is `least` or more. `draft` is null if nothing is taken away, `noise` if there is none.
 template <PhiloxBlock kPhiloxBlock, bool kNoise, bool kResidual>
-TTC_ALWAYS_INLINE float score_piece(const Race& a, const float* logits, const float* draft,
-                                    int64_t first, const NoiseBlock& noise, float* scores) {
+TTC_ALWAYS_INLINE bool score_piece(const Race& a, const float* logits, const float* draft,
+                                   int64_t first, const NoiseBlock& noise, float least, float* scores) {
   const RowDist& d = a.target;
   uint32_t random[kRowPiece];
   if constexpr (kNoise) kPhiloxBlock(a.stream, static_cast<uint32_t>(first / 4), random);
-  float lane_best[kRowLanes];
-  for (float& value : lane_best) value = kLowest;
-  for (int64_t b = 0; b < kRowPiece; b += kRowLanes) {
-    for (int64_t j = 0; j < kRowLanes; ++j) {
-      const float l = logits[b + j];
-      const int64_t index = first + b + j;
-      bool kept = is_kept(d, l, index);
-      float score = (l - d.max) * d.inv_temperature;
-      if constexpr (kResidual) {
-        const float p = probability(d, l, index);
-        const float r = remainder_of(p, a.c, probability(a.draft_dist, draft[b + j], index));
-        kept &= r > 0.0f;
-        score = score + log_fp32(kept ? r / p : 1.0f);
-      }
-      if constexpr (kNoise) score = score + token_noise(noise, index, random[b + j]);
-      scores[b + j] = kept ? score : kLowest;
-      lane_best[j] = scores[b + j] > lane_best[j] ? scores[b + j] : lane_best[j];
+  int32_t any = 0;
+  for (int64_t j = 0; j < kRowPiece; ++j) {
+    const float l = logits[j];
+    const int64_t index = first + j;
+    bool kept = is_kept(d, l, index);
+    float score = (l - d.max) * d.inv_temperature;
+    if constexpr (kResidual) {
+      const float p = probability(d, l, index);
+      const float r = remainder_of(p, a.c, probability(a.draft_dist, draft[j], index));
+      kept &= r > 0.0f;
+      score = score + log_fp32(kept ? r / p : 1.0f);
     }
+    if constexpr (kNoise) score = score + token_noise(noise, index, random[j]);
+    score = kept ? score : kLowest;
+    scores[j] = score;
+    any |= (score > kLowest) & (score >= least) ? 1 : 0;
   }
-  float best = lane_best[0];
-  for (int64_t j = 1; j < kRowLanes; ++j) best = lane_best[j] > best ? lane_best[j] : best;
-  return best;
+  return any != 0;
 }
 
 // Whether a token among these 64 could reach `score` with the largest noise there is. Rounding is
 // monotonic, so the bound holds for the rounded scores as well.
 TTC_ALWAYS_INLINE bool may_reach(const RowDist& d, const float* logits, float noise, float score) {
-  float lanes[kRowLanes];
-  for (int64_t j = 0; j < kRowLanes; ++j) {
-    const float a01 = logits[j] > logits[16 + j] ? logits[j] : logits[16 + j];
-    const float a23 = logits[32 + j] > logits[48 + j] ? logits[32 + j] : logits[48 + j];
-    lanes[j] = a01 > a23 ? a01 : a23;
+  int32_t any = 0;
+  for (int64_t j = 0; j < kRowPiece; ++j) {
+    any |= (logits[j] >= d.pivot) & ((logits[j] - d.max) * d.inv_temperature + noise >= score) ? 1 : 0;
   }
-  float top = lanes[0];
-  for (int64_t j = 1; j < kRowLanes; ++j) top = lanes[j] > top ? lanes[j] : top;
-  return top >= d.pivot && (top - d.max) * d.inv_temperature + noise >= score;
+  return any != 0;
 }
 
-// Calls body(first, scores, top) for each 64 tokens of which one may reach least().
+// Calls body(first, scores) for each 64 tokens of which one may reach least().
 template <PhiloxBlock kPhiloxBlock, bool kNoise, bool kResidual, typename Least, typename Body>
 TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body& body) {
   const RowDist& d = a.target;
   const int64_t blocks = a.row.num_blocks();
-  float buffer[kRowBlock], draft_buffer[kRowBlock], scores[kRowPiece];
+  float buffer[kRowBlock], draft_buffer[kRowBlock], scores[kRowPiece], reach[kRowLanes];
   NoiseBlocks noise = {};
   for (int64_t b = 0; b < blocks; ++b) {
     if constexpr (kNoise) {
       if (b % kRowLanes == 0) draw_noise_blocks<kPhiloxBlock>(a.stream, b, noise);
     }
+    if (b % kRowLanes == 0) {
+      for (int64_t j = 0; j < kRowLanes; ++j) {
+        const float top = a.tops[b + j];
+        const float score = (top - d.max) * d.inv_temperature + noise.bound[j];
+        reach[j] = top >= d.pivot ? score : std::numeric_limits<float>::quiet_NaN();
+      }
+    }
     const float bound = noise.bound[b % kRowLanes];
-    if (!(a.tops[b] >= d.pivot && (a.tops[b] - d.max) * d.inv_temperature + bound >= least())) continue;
+    if (!(reach[b % kRowLanes] >= least())) continue;
     const int64_t first = b * kRowBlock;
     const float* logits = block_of(a.row, first, buffer);
     const float* draft = kResidual ? block_of(a.draft, first, draft_buffer) : nullptr;
@@ -319,9 +326,10 @@ TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body&
     }
     for (int64_t i = 0; i < kRowBlock; i += kRowPiece) {
       if (!may_reach(d, logits + i, bound, least())) continue;
-      const float top = score_piece<kPhiloxBlock, kNoise, kResidual>(
-          a, logits + i, kResidual ? draft + i : nullptr, first + i, noise.block[b % kRowLanes], scores);
-      if (top != kLowest && top >= least()) body(first + i, scores, top);
+      if (score_piece<kPhiloxBlock, kNoise, kResidual>(a, logits + i, kResidual ? draft + i : nullptr, first + i,
+                                                       noise[b % kRowLanes], least(), scores)) {
+        body(first + i, scores);
+      }
     }
   }
 }
@@ -335,11 +343,11 @@ TTC_ALWAYS_INLINE Winner race_blocks(const Race& a) {
   }
   for_scores<kPhiloxBlock, true, kResidual>(
       a, [&]() __attribute__((always_inline)) { return best.score; },
-      [&](int64_t first, const float* scores, float top) __attribute__((always_inline)) {
-        int64_t at = 0;
-        while (scores[at] != top) ++at;
-        const Winner found = {top, first + at};
-        if (beats(found, best)) best = found;
+      [&](int64_t first, const float* scores) __attribute__((always_inline)) {
+        for (int64_t j = 0; j < kRowPiece; ++j) {
+          const Winner found = {scores[j], first + j};
+          if (beats(found, best)) best = found;
+        }
       });
   return best;
 }
@@ -356,7 +364,7 @@ TTC_ALWAYS_INLINE int64_t top_scores(const Race& a, int64_t k, Winner* best) {
   int64_t count = 0;
   for_scores<kPhiloxBlock, kNoise, false>(
       a, [&]() __attribute__((always_inline)) { return count < k ? kLowest : best[k - 1].score; },
-      [&](int64_t first, const float* scores, float) __attribute__((always_inline)) {
+      [&](int64_t first, const float* scores) __attribute__((always_inline)) {
         for (int64_t j = 0; j < kRowPiece; ++j) {
           const Winner found = {scores[j], first + j};
           if (found.score == kLowest) continue;
