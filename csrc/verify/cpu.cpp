@@ -15,7 +15,7 @@ constexpr float kLowestFinite = std::numeric_limits<float>::lowest();
 
 // How far below the largest the candidates of a cut reach, as log2 of a weight: nearly always a few
 // dozen tokens are enough, and the blocks without any are not read.
-constexpr float kReaches[] = {8.0f, 16.0f, kInf};
+constexpr float kReaches[] = {8.0f, 16.0f, 24.0f, kInf};
 
 }  // namespace
 
@@ -61,18 +61,13 @@ void Row::collect(float least, float inv_temperature) {
     const size_t begin = logits_.size();
     logits_.resize(begin + kRowBlock);
     indices_.resize(begin + kRowBlock);
-    size_t end = begin;
-    for (int64_t i = 0; i < kRowBlock; ++i) {
-      logits_[end] = logits[i];
-      indices_[end] = static_cast<int32_t>(b * kRowBlock + i);
-      end += logits[i] >= least;
-    }
-    logits_.resize(end);
-    indices_.resize(end);
+    const int64_t count = row_kernels().compact_block(logits, b * kRowBlock, least, &logits_[begin], &indices_[begin]);
+    logits_.resize(begin + count);
+    indices_.resize(begin + count);
   }
   weights_.resize(logits_.size());
-  row_kernels().fixed_weights(logits_.data(), static_cast<int64_t>(logits_.size()), scan_.max,
-                              inv_temperature, weights_.data());
+  row_kernels().fixed_weights(logits_.data(), static_cast<int64_t>(logits_.size()), scan_.max, inv_temperature,
+                              weights_.data());
 }
 
 // The shortest prefix of the candidates, in order of falling logit, ties to the lower index, with so
@@ -111,8 +106,7 @@ bool Row::cut_after(bool by_mass, int64_t target, float inv_temperature, Cut& cu
   for (int64_t i = 0; i < size; ++i) {
     if (bin_of(i) == b) order.push_back(static_cast<int32_t>(i));
   }
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int32_t i, int32_t j) { return logits_[i] > logits_[j]; });
+  std::stable_sort(order.begin(), order.end(), [&](int32_t i, int32_t j) { return logits_[i] > logits_[j]; });
   for (const int32_t i : order) {
     const bool last = reached({1, weights_[i]});
     ++kept.count;
@@ -138,8 +132,7 @@ bool Row::cut_of(const RowFilters& p, int64_t r, float inv_temperature, int64_t 
     }
   }
   if (p.top_p[r] < 1.0f) {
-    const double wanted =
-        std::ceil(static_cast<double>(p.top_p[r]) * static_cast<double>(total));
+    const double wanted = std::ceil(static_cast<double>(p.top_p[r]) * static_cast<double>(total));
     const int64_t target = std::clamp<int64_t>(static_cast<int64_t>(wanted), 1, total);
     Cut shortest;
     if (!cut_after(true, target, inv_temperature, shortest, kept)) return false;
@@ -151,8 +144,7 @@ bool Row::cut_of(const RowFilters& p, int64_t r, float inv_temperature, int64_t 
 Row::Kept Row::kept_by(const Cut& cut) const {
   Kept kept = {0, 0};
   for (size_t i = 0; i < logits_.size(); ++i) {
-    const bool is_in = logits_[i] > cut.pivot ||
-                       (logits_[i] == cut.pivot && indices_[i] < cut.tie_end);
+    const bool is_in = logits_[i] > cut.pivot || (logits_[i] == cut.pivot && indices_[i] < cut.tie_end);
     kept.count += is_in;
     kept.mass += is_in ? weights_[i] : 0;
   }
@@ -222,8 +214,8 @@ void sample_tokens(const SampleTokensParams& p, ParallelFor parallel_for) {
       if (p.tokens[r] < 0 || desc[kTemperature] == 0.0f) continue;
       row.open(p.logits, r);
       Race race = row.race(row_dist(desc));
-      race.stream = philox_stream(static_cast<uint64_t>(p.seeds[r]),
-                                  static_cast<uint64_t>(p.positions[r]), RandomDomain::kTarget, 0);
+      race.stream = philox_stream(static_cast<uint64_t>(p.seeds[r]), static_cast<uint64_t>(p.positions[r]),
+                                  RandomDomain::kTarget, 0);
       p.tokens[r] = static_cast<int32_t>(row_kernels().race_row(race).index);
     }
   });

@@ -14,46 +14,48 @@ namespace ttc {
 
 namespace {
 
-#define TTC_ROW_KERNELS(SUFFIX, TARGET, PHILOX_BLOCK, SCAN_ROW, SUM_WEIGHTS)                       \
-  TARGET RowScan scan_row_##SUFFIX(const RowView& row, float* tops) { return SCAN_ROW(row, tops); } \
-  TARGET Specials count_specials_##SUFFIX(const RowView& row) { return count_specials(row); }      \
-  TARGET int64_t sum_weights_##SUFFIX(const RowView& row, const RowScan& scan, float inv,          \
-                                      const float* tops, const char* ahead) {                      \
-    return SUM_WEIGHTS(row, scan, inv, tops, ahead);                                                      \
-  }                                                                                                \
-  TARGET void fixed_weights_##SUFFIX(const float* logits, int64_t n, float max, float inv,         \
-                                     int64_t* weights) {                                           \
-    fixed_weights(logits, n, max, inv, weights);                                                   \
-  }                                                                                                \
-  TARGET Winner race_row_##SUFFIX(const Race& race) { return race_row<PHILOX_BLOCK>(race); }       \
-  TARGET int64_t top_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                  \
-    return top_scores<PHILOX_BLOCK, false>(race, k, best);                                         \
-  }                                                                                                \
-  TARGET int64_t noisy_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                \
-    return top_scores<PHILOX_BLOCK, true>(race, k, best);                                          \
-  }                                                                                                \
-  TARGET int64_t residual_mass_##SUFFIX(const RowDist& p, const RowView& row, const RowDist& q,    \
-                                        const RowView& draft, float c) {                           \
-    return residual_mass(p, row, q, draft, c);                                                     \
-  }                                                                                                \
-  TARGET int64_t entropy_mass_##SUFFIX(const RowDist& d, const RowView& row) {                     \
-    return entropy_mass(d, row);                                                                   \
-  }                                                                                                \
-  constexpr RowKernels k##SUFFIX##Kernels = {                                                      \
-      scan_row_##SUFFIX,     count_specials_##SUFFIX, sum_weights_##SUFFIX,                        \
-      fixed_weights_##SUFFIX, race_row_##SUFFIX,      top_scores_##SUFFIX,                         \
-      noisy_scores_##SUFFIX, residual_mass_##SUFFIX,  entropy_mass_##SUFFIX};
+#define TTC_ROW_KERNELS(SUFFIX, TARGET, PHILOX_BLOCK, SCAN_ROW, SUM_WEIGHTS, COMPACT_BLOCK)                           \
+  TARGET RowScan scan_row_##SUFFIX(const RowView& row, float* tops) { return SCAN_ROW(row, tops); }                   \
+  TARGET Specials count_specials_##SUFFIX(const RowView& row) { return count_specials(row); }                         \
+  TARGET int64_t sum_weights_##SUFFIX(const RowView& row, const RowScan& scan, float inv, const float* tops,          \
+                                      const char* ahead) {                                                            \
+    return SUM_WEIGHTS(row, scan, inv, tops, ahead);                                                                  \
+  }                                                                                                                   \
+  TARGET int64_t compact_block_##SUFFIX(const float* logits, int64_t first, float least, float* kept,                 \
+                                        int32_t* indices) {                                                           \
+    return COMPACT_BLOCK(logits, first, least, kept, indices);                                                        \
+  }                                                                                                                   \
+  TARGET void fixed_weights_##SUFFIX(const float* logits, int64_t n, float max, float inv, int64_t* weights) {        \
+    fixed_weights(logits, n, max, inv, weights);                                                                      \
+  }                                                                                                                   \
+  TARGET Winner race_row_##SUFFIX(const Race& race) { return race_row<PHILOX_BLOCK>(race); }                          \
+  TARGET int64_t top_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                                     \
+    return top_scores<PHILOX_BLOCK, false>(race, k, best);                                                            \
+  }                                                                                                                   \
+  TARGET int64_t noisy_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                                   \
+    return top_scores<PHILOX_BLOCK, true>(race, k, best);                                                             \
+  }                                                                                                                   \
+  TARGET int64_t residual_mass_##SUFFIX(const RowDist& p, const RowView& row, const RowDist& q, const RowView& draft, \
+                                        float c) {                                                                    \
+    return residual_mass(p, row, q, draft, c);                                                                        \
+  }                                                                                                                   \
+  TARGET int64_t entropy_mass_##SUFFIX(const RowDist& d, const RowView& row) { return entropy_mass(d, row); }         \
+  constexpr RowKernels k##SUFFIX##Kernels = {scan_row_##SUFFIX,      count_specials_##SUFFIX, sum_weights_##SUFFIX,   \
+                                             compact_block_##SUFFIX, fixed_weights_##SUFFIX,  race_row_##SUFFIX,      \
+                                             top_scores_##SUFFIX,    noisy_scores_##SUFFIX,   residual_mass_##SUFFIX, \
+                                             entropy_mass_##SUFFIX};
 
 void philox_block_portable(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
   philox_block(stream, c0, random);
 }
-TTC_ROW_KERNELS(Portable, , philox_block_portable, scan_row, sum_weights)
+TTC_ROW_KERNELS(Portable, , philox_block_portable, scan_row, sum_weights, compact_block)
 #if TTC_X86
 TTC_TARGET_AVX2 void philox_block_avx2(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
   philox_block(stream, c0, random);
 }
-TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, philox_block_avx2, scan_row, sum_weights)
-TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, philox_block_avx512, scan_row_avx512, sum_weights_avx512)
+TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, philox_block_avx2, scan_row, sum_weights, compact_block)
+TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, philox_block_avx512, scan_row_avx512, sum_weights_avx512,
+                compact_block_avx512)
 #endif
 
 }  // namespace

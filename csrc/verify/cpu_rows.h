@@ -13,6 +13,7 @@ struct RowKernels {
   RowScan (*scan_row)(const RowView&, float*);
   Specials (*count_specials)(const RowView&);
   int64_t (*sum_weights)(const RowView&, const RowScan&, float, const float*, const char*);
+  int64_t (*compact_block)(const float*, int64_t, float, float*, int32_t*);
   void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
   Winner (*race_row)(const Race&);
   int64_t (*top_scores)(const Race&, int64_t, Winner*);
@@ -24,8 +25,7 @@ struct RowKernels {
 const RowKernels& row_kernels();
 
 inline RowView row_view(const LogitRows& logits, int64_t r) {
-  const int32_t* mask =
-      logits.bitmask == nullptr ? nullptr : logits.bitmask + r * logits.mask_words;
+  const int32_t* mask = logits.bitmask == nullptr ? nullptr : logits.bitmask + r * logits.mask_words;
   return {logits.data + r * logits.stride, logits.dtype, logits.vocab_size, mask};
 }
 

@@ -180,7 +180,7 @@ class CpuRows {
   }
 
   template <typename Body>
-  void for_support(int64_t row, const int32_t* excluded, int64_t num_excluded, const Body& body) {
+  void for_support(int64_t row, const int32_t* excluded, int64_t num_excluded, const Body& body) const {
     const DraftDist& q = p_.draft;
     const int64_t begin = draft_row(row) * q.width;
     for (int64_t i = begin; i < begin + q.width; ++i) {

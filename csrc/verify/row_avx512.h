@@ -278,6 +278,23 @@ TTC_TARGET_AVX512 inline int64_t sum_weights_avx512(const RowView& row, const Ro
   return 0;
 }
 
+TTC_TARGET_AVX512 inline int64_t compact_block_avx512(const float* logits, int64_t first, float least, float* kept,
+                                                      int32_t* indices) {
+  const __m512 bound = _mm512_set1_ps(least);
+  __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  index = _mm512_add_epi32(index, _mm512_set1_epi32(static_cast<int>(first)));
+  int64_t count = 0;
+  for (int64_t i = 0; i < kRowBlock; i += kRowLanes) {
+    const __m512 l = _mm512_loadu_ps(logits + i);
+    const __mmask16 is_kept = _mm512_cmp_ps_mask(l, bound, _CMP_GE_OQ);
+    _mm512_storeu_ps(kept + count, _mm512_maskz_compress_ps(is_kept, l));
+    _mm512_storeu_si512(indices + count, _mm512_maskz_compress_epi32(is_kept, index));
+    count += __builtin_popcount(is_kept);
+    index = _mm512_add_epi32(index, _mm512_set1_epi32(kRowLanes));
+  }
+  return count;
+}
+
 }  // namespace ttc
 
 #endif

@@ -130,8 +130,8 @@ constexpr float kCoarseAnchor = 48.0f, kFineAnchor = 0x1.8p-17f;
 // log2 of weights: below them there is nothing to be cut off, or all is rounded to 0.
 constexpr float kFewBits = -18.5f, kNoWeight = -41.5f;
 
-TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, const RowScan& scan, float inv_temperature,
-                                      const float* tops, const char* ahead) {
+TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, const RowScan& scan, float inv_temperature, const float* tops,
+                                      const char* ahead) {
   const float scale = inv_temperature * kLog2E;
   float buffer[kRowBlock];
   int64_t sum = 0;
@@ -171,15 +171,28 @@ TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, const RowScan& scan, f
   return sum;
 }
 
+// Writes those of 256 logits that are `least` or more one after the other, with their indices, the first
+// being `first`; returns how many there are. Room for 256 is needed whatever they are.
+TTC_ALWAYS_INLINE int64_t compact_block(const float* logits, int64_t first, float least, float* kept,
+                                        int32_t* indices) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < kRowBlock; ++i) {
+    kept[count] = logits[i];
+    indices[count] = static_cast<int32_t>(first + i);
+    count += logits[i] >= least;
+  }
+  return count;
+}
+
 // weights[i] = fixed_weight(logits[i])
-TTC_ALWAYS_INLINE void fixed_weights(const float* logits, int64_t n, float max,
-                                     float inv_temperature, int64_t* weights) {
+TTC_ALWAYS_INLINE void fixed_weights(const float* logits, int64_t n, float max, float inv_temperature,
+                                     int64_t* weights) {
   for (int64_t i = 0; i < n; ++i) weights[i] = fixed_weight(logits[i], max, inv_temperature);
 }
 
 // Sum of max(p - c q, 0) over a row, in units of 2^-40.
-TTC_ALWAYS_INLINE int64_t residual_mass(const RowDist& p, const RowView& row, const RowDist& q,
-                                        const RowView& draft, float c) {
+TTC_ALWAYS_INLINE int64_t residual_mass(const RowDist& p, const RowView& row, const RowDist& q, const RowView& draft,
+                                        float c) {
   float buffer[kRowBlock], draft_buffer[kRowBlock];
   int64_t mass = 0;
   for (int64_t first = 0; first < row.n; first += kRowBlock) {
@@ -259,8 +272,8 @@ TTC_ALWAYS_INLINE void draw_noise_blocks(const PhiloxStream& stream, int64_t blo
 // The scores of 64 tokens from index `first` on; -inf for those that are not kept. Returns whether any
 // is `least` or more. `draft` is null if nothing is taken away, `noise` if there is none.
 template <PhiloxBlock kPhiloxBlock, bool kNoise, bool kResidual>
-TTC_ALWAYS_INLINE bool score_piece(const Race& a, const float* logits, const float* draft,
-                                   int64_t first, const NoiseBlock& noise, float least, float* scores) {
+TTC_ALWAYS_INLINE bool score_piece(const Race& a, const float* logits, const float* draft, int64_t first,
+                                   const NoiseBlock& noise, float least, float* scores) {
   const RowDist& d = a.target;
   uint32_t random[kRowPiece];
   if constexpr (kNoise) kPhiloxBlock(a.stream, static_cast<uint32_t>(first / 4), random);
@@ -294,36 +307,32 @@ TTC_ALWAYS_INLINE bool may_reach(const RowDist& d, const float* logits, float no
   return any != 0;
 }
 
-// Calls body(first, scores) for each 64 tokens of which one may reach least().
+// Calls body(first, scores) for each 64 tokens from index `first` on of which one may reach least().
 template <PhiloxBlock kPhiloxBlock, bool kNoise, bool kResidual, typename Least, typename Body>
 TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body& body) {
   const RowDist& d = a.target;
-  const int64_t blocks = a.row.num_blocks();
   float buffer[kRowBlock], draft_buffer[kRowBlock], scores[kRowPiece], reach[kRowLanes];
   NoiseBlocks noise = {};
-  for (int64_t b = 0; b < blocks; ++b) {
-    if constexpr (kNoise) {
-      if (b % kRowLanes == 0) draw_noise_blocks<kPhiloxBlock>(a.stream, b, noise);
-    }
+  for (int64_t b = 0; b < a.row.num_blocks(); ++b) {
     if (b % kRowLanes == 0) {
+      if constexpr (kNoise) draw_noise_blocks<kPhiloxBlock>(a.stream, b, noise);
       for (int64_t j = 0; j < kRowLanes; ++j) {
         const float top = a.tops[b + j];
         const float score = (top - d.max) * d.inv_temperature + noise.bound[j];
         reach[j] = top >= d.pivot ? score : std::numeric_limits<float>::quiet_NaN();
       }
     }
-    const float bound = noise.bound[b % kRowLanes];
     if (!(reach[b % kRowLanes] >= least())) continue;
     const int64_t first = b * kRowBlock;
     const float* logits = block_of(a.row, first, buffer);
     const float* draft = kResidual ? block_of(a.draft, first, draft_buffer) : nullptr;
-    const int32_t* end = a.excluded + a.num_excluded;
-    for (const int32_t* at = std::lower_bound(a.excluded, end, first); at != end && *at < first + kRowBlock;
-         ++at) {
+    const int32_t* last = a.excluded + a.num_excluded;
+    for (const int32_t* at = std::lower_bound(a.excluded, last, first); at != last && *at < first + kRowBlock; ++at) {
       if (logits != buffer) std::copy_n(logits, kRowBlock, buffer);
       logits = buffer;
       buffer[*at - first] = kLowest;
     }
+    const float bound = noise.bound[b % kRowLanes];
     for (int64_t i = 0; i < kRowBlock; i += kRowPiece) {
       if (!may_reach(d, logits + i, bound, least())) continue;
       if (score_piece<kPhiloxBlock, kNoise, kResidual>(a, logits + i, kResidual ? draft + i : nullptr, first + i,
@@ -334,13 +343,34 @@ TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body&
   }
 }
 
+// A score that many blocks cannot reach: that of a token which is likely, whether the argmax takes part
+// or not. -inf if none is found.
+TTC_ALWAYS_INLINE Winner likely_winner(const Race& a) {
+  int64_t likely = a.target.argmax / kRowBlock;
+  if (a.num_excluded > 0) {
+    const int32_t* excluded = a.excluded;
+    float top = kLowest;
+    for (int64_t b = 0; b < a.row.num_blocks(); ++b) {
+      bool is_whole = true;
+      for (; excluded != a.excluded + a.num_excluded && *excluded < (b + 1) * kRowBlock; ++excluded) is_whole = false;
+      if (!is_whole || !(a.tops[b] > top)) continue;
+      top = a.tops[b];
+      likely = b;
+    }
+    if (top == kLowest) return kNoWinner;
+  }
+  float buffer[kRowBlock];
+  const float* logits = block_of(a.row, likely * kRowBlock, buffer);
+  const int64_t at = std::find(logits, logits + kRowBlock, a.tops[likely]) - logits;
+  const int64_t token = likely * kRowBlock + at;
+  if (at == kRowBlock || !is_kept(a.target, logits[at], token)) return kNoWinner;
+  return {(logits[at] - a.target.max) * a.target.inv_temperature + token_noise(a.stream, token), token};
+}
+
 // The winner of a row, the lower index on a tie; kNoWinner if no token takes part.
 template <PhiloxBlock kPhiloxBlock, bool kResidual>
 TTC_ALWAYS_INLINE Winner race_blocks(const Race& a) {
-  Winner best = kNoWinner;
-  if (!kResidual && a.num_excluded == 0) {  // the likeliest token: most blocks cannot beat it
-    best = {token_noise(a.stream, a.target.argmax), a.target.argmax};
-  }
+  Winner best = kResidual ? kNoWinner : likely_winner(a);
   for_scores<kPhiloxBlock, true, kResidual>(
       a, [&]() __attribute__((always_inline)) { return best.score; },
       [&](int64_t first, const float* scores) __attribute__((always_inline)) {
@@ -354,8 +384,7 @@ TTC_ALWAYS_INLINE Winner race_blocks(const Race& a) {
 
 template <PhiloxBlock kPhiloxBlock>
 TTC_ALWAYS_INLINE Winner race_row(const Race& a) {
-  return a.draft.data == nullptr ? race_blocks<kPhiloxBlock, false>(a)
-                                 : race_blocks<kPhiloxBlock, true>(a);
+  return a.draft.data == nullptr ? race_blocks<kPhiloxBlock, false>(a) : race_blocks<kPhiloxBlock, true>(a);
 }
 
 // The k best scores of a row in falling order, with noise or without; returns how many there are.
