@@ -15,7 +15,7 @@ class Budget:
     model. The meaning is the same for every strategy. When one runs out, growing branches stop
     with ``stop_reason`` ``budget`` and the strategy answers with what it has. Tokens, samples
     and scored tokens are never exceeded, seconds by at most one forward pass. Raises ValueError
-    for a limit that is not positive.
+    for a limit that is not positive, or not whole where it counts.
 
     >>> Budget(tokens=4096).samples is None
     True
@@ -30,6 +30,8 @@ class Budget:
         for name, limit in asdict(self).items():
             if limit is not None and not limit > 0:
                 raise ValueError(f"Budget: {name} must be positive or None, got {limit!r}")
+            if name != "seconds" and limit is not None and not isinstance(limit, int):
+                raise ValueError(f"Budget: {name} must be an integer or None, got {limit!r}")
 
 
 class Account:

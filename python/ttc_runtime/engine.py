@@ -183,6 +183,9 @@ class Engine:
         each problem. progress: show a bar. A problem that fails has ``error`` set and does not stop
         the others.
         """
+        if isinstance(problems, str | dict):
+            kind = type(problems).__name__
+            raise TypeError(f"problems: expected a list of them, got one {kind}; solve takes one")
         records = [
             p if isinstance(p, dict) else {"id": i, "problem": p} for i, p in enumerate(problems)
         ]
@@ -220,7 +223,17 @@ class Engine:
         budget: Budget | None = None,
         seed: int = 0,
     ) -> Iterator[Result]:
-        """Like `solve_all`, but yields each result as soon as it is there, in any order."""
+        """Like `solve_all`, but yields each result as soon as it is there, in any order.
+
+        Raises TypeError for what is no strategy or budget.
+        """
+        if isinstance(strategy, type) or not callable(getattr(strategy, "run", None)):
+            raise TypeError(
+                f"strategy: expected an object such as BestOfN(16), got {strategy!r}; "
+                f"make_strategy makes one of a name"
+            )
+        if budget is not None and not isinstance(budget, Budget):
+            raise TypeError(f"budget: expected a Budget, got {budget!r}")
         limits = budget or Budget()
         checked = [_check_record(i, record) for i, record in enumerate(records)]
 

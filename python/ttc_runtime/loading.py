@@ -87,8 +87,8 @@ def load_model(directory: Path, auto_class: str, device: torch.device, dtype):
     import transformers
 
     wanted = dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype, dtype)
-    if wanted != "auto" and not isinstance(wanted, torch.dtype):
-        raise ValueError(f"dtype: expected 'auto' or a torch dtype, got {dtype!r}")
+    if wanted not in ("auto", torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype: expected 'auto', float32, float16 or bfloat16, got {dtype!r}")
     local = {"local_files_only": True, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(directory, **local)
     _check_config(config, directory, auto_class)

@@ -28,6 +28,12 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p"):
+            if not isinstance(getattr(self, name), int | float):
+                given = getattr(self, name)
+                raise ValueError(f"SamplingParams: {name} must be a number, got {given!r}")
+        if not isinstance(self.stop, str | tuple | list):
+            raise ValueError(f"SamplingParams: stop must be non-empty strings, got {self.stop!r}")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stops)
         checks = {

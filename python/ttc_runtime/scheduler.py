@@ -140,7 +140,11 @@ class Scheduler:
         try:
             if not active.strands.advance(active.search):
                 return False
-            active.task.outcome = active.strands.outcome
+            outcome = active.strands.outcome
+            if not isinstance(outcome, Outcome):
+                kind = type(outcome).__name__
+                raise TypeError(f"strategy: expected its run to return an Outcome, got {kind}")
+            active.task.outcome = outcome
         except Exception as error:  # the strategy's, or for its work: the other problems go on
             active.task.fail(error)
         return True

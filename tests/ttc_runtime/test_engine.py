@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import pytest
@@ -304,6 +305,8 @@ def test_results_without_a_reward_model(make_engine):
         ({"kv_memory": 100}, "kv_memory of 100 bytes is less"),
         ({"max_batch": 0}, "max_batch must be >= 1"),
         ({"device": "cuda:0"}, "no CUDA GPU"),
+        ({"dtype": "float64"}, "dtype: expected 'auto', float32, .* got 'float64'"),
+        ({"dtype": "int8"}, "dtype: expected 'auto', float32, .* got 'int8'"),
     ],
 )
 def test_bad_engine_arguments(tiny_model, arguments, message):
@@ -315,3 +318,56 @@ def test_bad_problems(make_engine):
     engine = make_engine(reward=False)
     with pytest.raises(ValueError, match="entry 1 needs a non-empty text"):
         engine.solve_all(["1+1=\n", ""], Greedy(SHORT))
+
+
+class _Ends:
+    """A strategy that ends at once, with what it was given."""
+
+    name, sampling = "ends", SHORT
+
+    def __init__(self, make):
+        self.make = make
+
+    def run(self, search):
+        yield Generate([search.root], SHORT)
+        return self.make(search.root)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda root: None, "strategy: expected its run to return an Outcome, got NoneType"),
+        (lambda root: Outcome([root], "best"), "Outcome: select must be .* got 'best'"),
+        (lambda root: Outcome([root], scores=[]), "each of the 1 branches, got 0"),
+    ],
+)
+def test_a_strategy_that_ends_badly_fails_its_problem(make_engine, make, message):
+    engine = make_engine()
+    results = engine.solve_all(PROBLEMS[:2], _Ends(make))
+    assert all(re.search(message, result.error) for result in results)
+    free_everything(engine)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"strategy": "greedy"}, "strategy: expected an object .* got 'greedy'"),
+        ({"strategy": Greedy}, "strategy: expected an object"),
+        ({"budget": 500}, "budget: expected a Budget, got 500"),
+        ({"problems": "1+1=\n"}, "problems: expected a list of them, got one str"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(make_engine, change, message):
+    arguments = {"problems": PROBLEMS[:1], "strategy": Greedy(SHORT)} | change
+    with pytest.raises(TypeError, match=message):
+        make_engine(reward=False).solve_all(**arguments)
+
+
+def test_settings_of_the_wrong_kind():
+    for make, message in (
+        (lambda: Budget(tokens=1.5), "Budget: tokens must be an integer"),
+        (lambda: SamplingParams(temperature="hot"), "temperature must be a number, got 'hot'"),
+        (lambda: SamplingParams(stop=5), "stop must be non-empty strings, got 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()

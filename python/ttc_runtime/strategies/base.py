@@ -19,13 +19,21 @@ class Outcome:
     branches: the candidate solutions. select: how the answer is chosen among them: ``majority``,
     ``weighted`` or ``naive``, as `vote` reports them. info: what the strategy wants in the record,
     such as the route it chose; JSON values. scores: one a branch to choose by, by default its
-    aggregated step scores.
+    aggregated step scores. Raises ValueError for another ``select`` or number of scores.
     """
 
     branches: list[Branch] = field(default_factory=list)
     select: str = "majority"
     info: dict = field(default_factory=dict)
     scores: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("Outcome", "select", self.select, SELECTS)
+        if self.scores is not None and len(self.scores) != len(self.branches):
+            raise ValueError(
+                f"Outcome: scores must be one for each of the {len(self.branches)} branches, got "
+                f"{len(self.scores)}"
+            )
 
 
 Work = Generator[Generate | Score | Together | Call, Any, Outcome]
