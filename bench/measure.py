@@ -11,7 +11,7 @@ from . import machine
 from .devices import Clock, synchronize
 from .forest import Forest
 from .peers import PEERS, Ours, Problem, Run, Skip, make_problem
-from .roofline import Roofline
+from .roofline import Gauge, Roofline
 from .timing import Timing, in_turn
 
 # Largest difference that a contender may have from the definition, on normal inputs.
@@ -67,7 +67,8 @@ class PeerResult:
 class TreeResult:
     """All figures of one workload. Seconds throughout; `skipped` says why there are none.
 
-    `bytes_ratio` is the K and V that the plan reads over the unique K and V of the forest.
+    `bytes_ratio` is the K and V that the plan reads over the unique K and V of the forest. `limit`
+    is what the machine could do meanwhile, and `floor_s` and `model_s` follow from it.
     """
 
     index: int
@@ -77,7 +78,8 @@ class TreeResult:
     dtype: str
     unique_tokens: int
     path_tokens: int
-    floor_s: float
+    limit: Roofline | None = None
+    floor_s: float | None = None
     skipped: str | None = None
     wrong: str | None = None
     max_abs_error: float | None = None
@@ -97,7 +99,7 @@ class TreeResult:
 
 
 def measure(
-    result: TreeResult, forest: Forest, settings: Settings, limit: Roofline, clock: Clock
+    result: TreeResult, forest: Forest, settings: Settings, gauge: Gauge, clock: Clock
 ) -> None:
     """Check and time all contenders on one workload, and fill in its result.
 
@@ -124,8 +126,6 @@ def measure(
     ours = Ours(problem, settings.deterministic, settings.backend)
     result.max_abs_error, result.wrong = check(ours, problem)
     result.plan_s, result.plan_stats = ours.plan_seconds(), ours.stats
-    launches = 2 if ours.stats["partials"] else 1
-    result.model_s = limit.model_s(ours.stats, result.heads, settings.head_dim, launches)
     result.bytes_ratio = ours.stats["kv_bytes"] / unique_bytes
     contenders: dict[str, Run] = {} if result.wrong else {"ours": ours}
     for name in settings.peers:
@@ -144,9 +144,12 @@ def measure(
             peer.plan_s = _plan_seconds(run, settings.device)
             contenders[name] = run
     for mode in clock.modes:
-        for name, timing in in_turn(contenders, settings.rounds, clock=clock, mode=mode).items():
+        runs = {**contenders, **gauge.contenders()}
+        timings = in_turn(runs, settings.rounds, clock=clock, mode=mode)
+        for name in contenders.keys() & timings.keys():
             modes = result.modes if name == "ours" else result.peers[name].modes
-            modes[mode] = timing
+            modes[mode] = timings[name]
+        result.limit = result.limit or gauge.roofline(timings)
     result.ours = next(iter(result.modes.values()), None)
     for peer in result.peers.values():
         # Like with like: in the first mode that both could be timed in.
@@ -154,6 +157,10 @@ def measure(
         if shared:
             peer.seconds = peer.modes[shared[0]]
             peer.ratio = peer.seconds.median / result.modes[shared[0]].median
+    assert result.limit is not None  # every clock has a mode
+    shape = result.heads, settings.head_dim
+    result.floor_s = result.limit.floor_s(forest, *shape, itemsize)
+    result.model_s = result.limit.model_s(ours.stats, *shape, 2 if ours.stats["partials"] else 1)
     if result.ours:
         result.roofline_fraction = result.floor_s / result.ours.median
 

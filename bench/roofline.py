@@ -12,6 +12,7 @@ import torch
 
 from .devices import best_seconds, capture
 from .forest import Forest
+from .timing import Timing
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,39 @@ class Roofline:
         partial_bytes = 2 * 4 * stats["partials"] * heads[0] * (head_dim + 2)
         bytes_s = (stats["kv_bytes"] + partial_bytes) / self.bytes_per_s
         return launches * self.launch_s + max(bytes_s, stats["flops"] / self.flops_per_s)
+
+
+class Gauge:
+    """The roofline at the time of a measurement.
+
+    A CPU's rates wander from minute to minute, above all those of a shared machine. So a read of an
+    array much larger than the caches and a product are timed in turn with what they bound, and the
+    medians are compared. A GPU is measured once.
+
+    Attributes:
+        first: the device as it is measured beforehand, the best repetitions.
+    """
+
+    _SIDE = 2048  # of the product's matrices
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, first: Roofline) -> None:
+        self.first = first
+        self._runs: dict[str, Callable[[], object]] = {}
+        if device.type == "cpu":
+            self._data = torch.randn(1 << 26)
+            a, b = (torch.randn(self._SIDE, self._SIDE).to(dtype) for _ in range(2))
+            self._runs = {"read": self._data.sum, "product": lambda: torch.mm(a, b)}
+
+    def contenders(self) -> dict[str, Callable[[], object]]:
+        """What to time beside a workload's own contenders, by name."""
+        return dict(self._runs)
+
+    def roofline(self, timings: Mapping[str, Timing]) -> Roofline:
+        """The limits by those timings."""
+        if not self._runs:
+            return self.first
+        bytes_per_s = self._data.nbytes / timings["read"].median
+        return Roofline(bytes_per_s, 2 * self._SIDE**3 / timings["product"].median)
 
 
 def _best(fn: Callable[[], object], seconds: float, device: torch.device) -> float:

@@ -9,9 +9,10 @@ token of those steps, as a model's forward does. Before each call the caches are
 data. The floor is the larger of reading weights and rows once and of the products, in float32 on
 the CPU and in the weights' dtype on a GPU; and the time of a call of `score_steps` without rows,
 whose code is not in the caches either; and, where the work is longer than that, the time it takes
-to wake the CPU's threads: each has a column of its own. Rates are measured in this process: weights
-at the bandwidth of one large read, rows at that of reading rows of their size that lie apart, which
-no prefetcher foresees.
+to wake the CPU's threads: each has a column of its own. Weights count at the rate of one large
+read, rows at that of reading rows of their size as far apart, which no prefetcher foresees: both
+are timed in turn with the head, for a machine's bandwidth wanders. The rate of products is measured
+once.
 
 Rows measured before stay in the JSON file unless they are measured again. Search: see
 `bench.step_score_search`.
@@ -83,16 +84,16 @@ def measure_head(
     hidden: int,
     steps: int,
     dtype: torch.dtype,
-    roofline: Roofline,
-    rows_per_s: float,
+    flops_per_s: float,
+    reads: torch.Tensor,
     wake_s: float,
     rounds: int,
     device: torch.device | str = "cpu",
 ) -> dict:
     """One row of the table.
 
-    rows_per_s: bytes a second of rows that lie apart, see `scattered_bytes_per_s`. wake_s: to wake
-    the threads, see `wake_seconds`.
+    flops_per_s: of products. reads: float32, much larger than a cache, to be read for comparison.
+    wake_s: to wake the threads, see `wake_seconds`.
     """
     torch.manual_seed(0)
     timed = functools.partial(_timed, device=device)
@@ -106,17 +107,22 @@ def measure_head(
     states = torch.randn(plain_tokens, hidden, device=device).to(dtype)
     rows = torch.linspace(0, plain_tokens - 1, steps).int().to(device)
     plain, no_rows = plain_head(head, norm), rows[:0]
+    apart = rows_apart(reads, hidden * dtype.itemsize, max(1, plain_tokens // steps))
     contenders = {
         "score_steps": lambda: score_steps(states, rows, head, norm=(norm, 1e-6)),
         "call": lambda: score_steps(states, no_rows, head, norm=(norm, 1e-6)),
+        "read": reads.sum,
+        "rows apart": apart.sum,
     }
     once = timed({"once": contenders["score_steps"]}, 1)["once"].median
     times = timed(contenders, max(3, min(rounds, int(ROUNDS_S / (once + 0.02)))))
+    bytes_per_s = reads.nbytes / times["read"].median
+    rows_per_s = apart.numel() * 4 / times["rows apart"].median
     plain_s = timed({"plain": lambda: plain(states)}, 3)["plain"].median * tokens / plain_tokens
     weight_bytes = sum(w.nbytes for w in (*head.weights, norm))
     row_bytes = steps * (hidden * states.itemsize + rows.itemsize + 4)
-    bytes_s = weight_bytes / roofline.bytes_per_s + row_bytes / rows_per_s
-    flops_s = 2 * steps * num_weights / roofline.flops_per_s
+    bytes_s = weight_bytes / bytes_per_s + row_bytes / rows_per_s
+    flops_s = 2 * steps * num_weights / flops_per_s
     work_s = max(bytes_s, flops_s)
     wakes_s = wake_s if work_s > wake_s else 0.0  # below that one thread is as fast
     floor_s = work_s + times["call"].median + wakes_s
@@ -128,6 +134,8 @@ def measure_head(
         "tokens": tokens,
         "weight_bytes": weight_bytes,
         "row_bytes": row_bytes,
+        "bytes_per_s": bytes_per_s,
+        "rows_per_s": rows_per_s,
         "bytes_s": bytes_s,
         "flops_s": flops_s,
         "call_s": times["call"].median,
@@ -148,12 +156,10 @@ def _timed(
     return in_turn(contenders, rounds, warmup=2, clock=clock, mode=clock.modes[0])
 
 
-def scattered_bytes_per_s(row_bytes: int, device: torch.device | str = "cpu") -> float:
-    """How fast rows of that many bytes are read, one in eight, all together twice a large cache."""
-    columns = row_bytes // 4
-    data = torch.ones((1 << 27) // columns, columns, device=device)
-    apart = data[::8]
-    return apart.numel() * 4 / _timed({"sum": apart.sum}, 15, device)["sum"].low
+def rows_apart(data: torch.Tensor, row_bytes: int, every: int) -> torch.Tensor:
+    """One row in `every`, each of that many bytes."""
+    columns = row_bytes // data.itemsize
+    return data[: data.numel() // (columns * every) * columns * every].view(-1, columns)[::every]
 
 
 def wake_seconds() -> float:
@@ -182,18 +188,17 @@ def main() -> None:
         raise SystemExit("--device cuda: the search is measured on the CPU, add --part heads")
     report: dict = {"machine": machine.describe(device)}
     if args.part != "search":
-        roofline = Roofline.measure(torch.float32 if on_cpu else dtype, device)
-        report |= {"dtype": args.dtype, "roofline": vars(roofline)}
-        scattered = {n: scattered_bytes_per_s(n * dtype.itemsize, device) for n in args.hidden}
+        flops_per_s = Roofline.measure(torch.float32 if on_cpu else dtype, device).flops_per_s
         wake = wake_seconds() if on_cpu else 0.0
-        report |= {"scattered_bytes_per_s": scattered, "wake_s": wake}
+        report |= {"dtype": args.dtype, "flops_per_s": flops_per_s, "wake_s": wake}
+        reads = torch.ones(1 << 26, device=device)
         rows = []
         names = "".join(f"{n:>12s}" for n in ("bytes", "flops", "call", "wake", "ours"))
         print(f"head        hidden  steps{names}  x floor  plain head   faster")
         for kind in args.head:
             for hidden in args.hidden:
                 for steps in args.steps:
-                    limits = (roofline, scattered[hidden], wake)
+                    limits = (flops_per_s, reads, wake)
                     row = measure_head(kind, hidden, steps, dtype, *limits, args.rounds, device)
                     rows.append(row)
                     times = "".join(

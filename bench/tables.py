@@ -81,7 +81,7 @@ def tree_attention(document: dict[str, Any]) -> str:
             f"{result['path_tokens']:,}",
         ]
         cells.append(f"{result['ours']['median'] * 1e3:.2f}")
-        cells.append(f"{result['floor_s'] * 1e3:.2f}")
+        cells.append(f"{result['floor_s'] * 1e3:.2f} ({result['roofline_fraction']:.2f})")
         for peer in peers:
             ratio = result["peers"].get(peer, {}).get("ratio")
             cells.append("too large" if ratio is None else f"{ratio:.1f}×")
@@ -187,14 +187,14 @@ def step_score(document: dict[str, Any]) -> str:
     ratios = [r["of_floor"] for r in document["heads"]]
     calls = [1e3 * r["call_s"] for r in document["heads"]]
     within = sum(ratio <= 1.3 for ratio in ratios)
-    limits = document["roofline"]
-    apart = [rate / 1e9 for rate in document["scattered_bytes_per_s"].values()]
+    read, apart = ([r[k] / 1e9 for r in document["heads"]] for k in ("bytes_per_s", "rows_per_s"))
     text = (
         f"{document['dtype']}, {_where(document)}; ms (times the floor). "
-        f"{limits['bytes_per_s'] / 1e9:.0f} GB/s in one read, {min(apart):.0f} to {max(apart):.0f} "
-        f"by rows that lie apart, {limits['flops_per_s'] / 1e9:.0f} GFLOP/s; a call without rows "
-        f"took {min(calls):.2f} to {max(calls):.2f} ms. Within 1.3 of the floor: {within} of "
-        f"{len(ratios)}; median {np.median(ratios):.2f}, largest {max(ratios):.2f}."
+        f"{min(read):.0f} to {max(read):.0f} GB/s in one read, {min(apart):.0f} to "
+        f"{max(apart):.0f} by rows that lie apart, {document['flops_per_s'] / 1e9:.0f} GFLOP/s; "
+        f"a call without rows took {min(calls):.2f} to {max(calls):.2f} ms. Within 1.3 of the "
+        f"floor: {within} of {len(ratios)}; median {np.median(ratios):.2f}, "
+        f"largest {max(ratios):.2f}."
     )
     head_row = ["head", "hidden", *(f"{n:,} step" + "s" * (n > 1) for n in steps)]
     return text + "\n\n" + _markdown(head_row, rows)

@@ -24,7 +24,7 @@ from .devices import make_clock
 from .forest import Forest
 from .measure import PeerResult, Settings, TreeResult, measure
 from .peers import PEERS
-from .roofline import Roofline
+from .roofline import Gauge, Roofline
 from .tree import parse_tree
 from .workloads import SUITES
 
@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     dtypes = _BOTH[device.type] if args.dtype == "both" else (args.dtype,)
     console = Console()
     limits = {dtype: Roofline.measure(DTYPES[dtype], device) for dtype in dtypes}
+    gauges = {dtype: Gauge(DTYPES[dtype], device, limit) for dtype, limit in limits.items()}
     for dtype, limit in limits.items():
         console.print(
             f"{dtype}: moves {limit.bytes_per_s / 1e9:.1f} GB/s, multiplies "
@@ -86,8 +87,6 @@ def main(argv: list[str] | None = None) -> int:
         )
         for index, forest in chosen:
             for heads in args.heads or [forest.heads or _DEFAULT_HEADS]:
-                limit = limits[dtype]
-                floor_s = limit.floor_s(forest, heads, args.head_dim, DTYPES[dtype].itemsize)
                 result = TreeResult(
                     index,
                     forest.suite,
@@ -96,9 +95,8 @@ def main(argv: list[str] | None = None) -> int:
                     dtype,
                     forest.unique_tokens,
                     forest.path_tokens,
-                    floor_s,
                 )
-                measure(result, forest, settings, limit, clock)
+                measure(result, forest, settings, gauges[dtype], clock)
                 results.append(result)
                 print(f"{len(results)}: {dtype} {forest.name} done", file=sys.stderr, flush=True)
                 # After every workload, so that a run that is stopped leaves what it has.
@@ -140,7 +138,7 @@ def _table(results: list[TreeResult], peers: tuple[str, ...]) -> Table:
     for r in results:
         row = [str(r.index), r.tree, f"{r.heads[0]}/{r.heads[1]}", r.dtype]
         row += [str(r.unique_tokens), str(r.path_tokens)]
-        if r.ours is None or r.plan_s is None or r.model_s is None:
+        if r.ours is None or r.plan_s is None or r.model_s is None or r.floor_s is None:
             row += [f"skipped: {r.skipped}" if r.skipped else "wrong", *[""] * 6]
         else:
             low, high = r.ours.low * 1e6, r.ours.high * 1e6

@@ -21,8 +21,8 @@ from bench.peers import (
     make_problem,
 )
 from bench.peers.base import Run
-from bench.roofline import Roofline
-from bench.timing import in_turn
+from bench.roofline import Gauge, Roofline
+from bench.timing import Timing, in_turn
 from bench.tree import parse_tree
 from ttc_kernels import reference
 
@@ -127,6 +127,16 @@ def test_model_adds_what_a_plan_costs():
     partial_bytes = 2 * 4 * 3 * 4 * (8 + 2)
     assert Roofline(1.0, 1e30).model_s(stats, (4, 2), 8, launches=2) == 100 + partial_bytes
     assert Roofline(1e30, 1.0, 5.0).model_s(stats, (4, 2), 8, launches=2) == 7 + 2 * 5.0
+
+
+def test_a_cpu_is_gauged_beside_its_contenders_and_a_gpu_beforehand():
+    first = Roofline(1.0, 2.0)
+    gauge = Gauge(torch.float32, torch.device("cpu"), first)
+    assert list(gauge.contenders()) == ["read", "product"]
+    limit = gauge.roofline({"read": Timing(0.5, 0.1, 1.0), "product": Timing(2.0, 1.0, 3.0)})
+    assert limit.bytes_per_s == 4 * (1 << 26) / 0.5 and limit.flops_per_s == 2 * 2048**3 / 2.0
+    gauge = Gauge(torch.float32, torch.device("cuda"), first)
+    assert gauge.contenders() == {} and gauge.roofline({}) is first
 
 
 def test_contenders_take_turns():
