@@ -155,17 +155,15 @@ class Walk {
 
   TTC_WALK int64_t position(int64_t v) const { return p_.positions[b_] + s_.depth[v]; }
 
-  // Collects the one-hot children of v before `end` (a child, or -1 for all), which a residual leaves
-  // out, in rising order.
+  // Collects the tokens of the one-hot children of v before `end` (a child, or -1 for all), which a
+  // residual leaves out: each once, in rising order.
   TTC_WALK int64_t exclude(int64_t v, int64_t end) {
     int64_t count = 0;
-    for (int64_t w = s_.first_child[v]; w != -1 && w != end; w = s_.next_sibling[w]) {
-      count += in_vocabulary(w) && proposal(w) == Proposal::kOneHot;
-    }
+    for (int64_t w = s_.first_child[v]; w != -1 && w != end; w = s_.next_sibling[w]) count += excludes(v, w);
     rows_.once([&] {
       int64_t filled = 0;
       for (int64_t w = s_.first_child[v]; w != -1 && w != end; w = s_.next_sibling[w]) {
-        if (!in_vocabulary(w) || proposal(w) != Proposal::kOneHot) continue;
+        if (!excludes(v, w)) continue;
         int64_t place = filled++;
         for (; place > 0 && s_.excluded[place - 1] > token(w); --place) {
           s_.excluded[place] = s_.excluded[place - 1];
@@ -174,6 +172,11 @@ class Walk {
       }
     });
     return count;
+  }
+
+  // Whether child w takes its token out of the residual of v: a second one has nothing left to take.
+  TTC_WALK bool excludes(int64_t v, int64_t w) const {
+    return in_vocabulary(w) && proposal(w) == Proposal::kOneHot && !is_excluded(v, w, token(w));
   }
 
   TTC_WALK bool is_excluded(int64_t v, int64_t end, int32_t wanted) const {

@@ -308,6 +308,23 @@ def test_duplicate_siblings_count_once() -> None:
     assert result.tokens[0, 0] == 1
 
 
+def test_duplicate_siblings_leave_their_token_out_once() -> None:
+    """Of p = (.4, .2, .2, .2) the first draft leaves .6; once token 1 is rejected, (.02, .14)."""
+    p, q = torch.tensor([0.4, 0.2, 0.2, 0.2]).log(), torch.tensor([0.1, 0.5, 0.3, 0.1]).log()
+    tree, tokens = DraftTree([-1, 0, 0, 0, 0], [0, 5]), torch.tensor([0, 0, 0, 1, 2]).int()
+    logits, draft_logits = p.expand(5, 4).contiguous(), q.expand(5, 4).contiguous()
+    proposals = torch.tensor([0, 0, 0, 1, 1], dtype=torch.int8)
+    desc = row_descriptor(draft_logits, 1.0)
+    draft = DraftDistribution.dense(draft_logits, desc, proposals)
+    for rule in ("rejection", "traversal"):
+        for coin, accepted in ((0.7, 0), (0.41, 1)):  # the last draft has .02 / (.3 * .16)
+            coins = torch.tensor([0, 0.99, 0.99, 0.99, coin])
+            result = verify_tree(
+                logits, RowFilters(1.0), tokens, tree, draft, 0, 0, rule=rule, coins=coins
+            )
+            assert result.num_accepted.item() == accepted
+
+
 def test_a_bitmask_holds_at_every_node() -> None:
     torch.manual_seed(1)
     batch = random_batch(2, vocab_size=70)
