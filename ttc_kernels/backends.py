@@ -10,7 +10,6 @@ from . import _load
 
 __all__ = ["backends", "cpu_instruction_sets"]
 
-_NOT_IN_TRITON = ("merge_states", "sample_children", "token_logprobs")
 # Of ops whose definition is not a function of their name.
 _REFERENCES = {
     "score_round": "not available: score_steps, aggregate_steps and select_topk define it",
@@ -51,7 +50,7 @@ def _cuda_status() -> str:
 
 
 def _triton_status(op: str) -> str:
-    if op in _NOT_IN_TRITON:
+    if op == "merge_states":
         return "not available: the op has no Triton kernel"
     if importlib.util.find_spec("triton") is None:
         return "not available: triton is not installed"

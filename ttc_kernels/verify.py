@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import _load
+from . import _verify_gpu  # noqa: F401  (registers the ops)
 from ._check import require_dtype
 
 __all__ = [
@@ -321,65 +321,3 @@ def _sample_children_fake(
 def _token_logprobs_fake(logits, desc, rows, tokens, raw, bitmask=None):
     sizes = (rows.shape[0], rows.shape[0] if raw else 0)
     return tuple(logits.new_empty((size,), dtype=torch.float32) for size in sizes)
-
-
-def _row_descriptor_triton(logits, temperature, top_k, top_p, min_p, bitmask=None):
-    columns = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    dtypes = (torch.float32, torch.int32, torch.float32, torch.float32)
-    _check_device_arguments("row_descriptor", logits, columns, dtypes)
-    from .triton.row_descriptor import row_descriptor
-
-    _check_bitmask("row_descriptor", logits, bitmask)
-    return row_descriptor(logits, temperature, top_k, top_p, min_p, bitmask)
-
-
-def _sample_tokens_triton(logits, desc, seeds, positions, bitmask=None):
-    op, n = "sample_tokens", logits.shape[0]
-    columns = {"seeds": seeds, "positions": positions}
-    _check_device_arguments(op, logits, columns, (torch.int64, torch.int64))
-    if desc.shape != (n, len(DESCRIPTOR_COLUMNS)) or not desc.is_contiguous():
-        raise ValueError(f"{op}: desc must be a contiguous [{n}, 9], got {list(desc.shape)}")
-    if desc.device != logits.device:
-        raise ValueError(f"{op}: desc must be on {logits.device}, got {desc.device}")
-    _check_bitmask(op, logits, bitmask)
-    from .triton.sample_tokens import sample_tokens
-
-    return sample_tokens(logits, desc, seeds, positions, bitmask)
-
-
-for _name, _run in (
-    ("row_descriptor", _row_descriptor_triton),
-    ("sample_tokens", _sample_tokens_triton),
-):
-    if not _load.has_cuda_kernel(_name):
-        torch.library.impl(f"ttc_kernels::{_name}", "CUDA")(_run)
-
-
-def _check_device_arguments(op: str, logits: torch.Tensor, columns: dict, dtypes: tuple) -> None:
-    """What the op of the CPU checks, as far as it can be known without waiting for a GPU."""
-    _check_logits(op, logits)
-    n, vocab_size = logits.shape
-    if not 1 <= vocab_size <= 2**24 or (vocab_size > 1 and logits.stride(1) != 1):
-        raise ValueError(
-            f"{op}: logits must be [N, V] with a dense last dimension and V in [1, {2**24}], "
-            f"got {list(logits.shape)} with strides {logits.stride()}"
-        )
-    for (name, column), dtype in zip(columns.items(), dtypes, strict=True):
-        require_dtype(op, name, column, (dtype,))
-        if column.shape != (n,) or not column.is_contiguous() or column.device != logits.device:
-            raise ValueError(
-                f"{op}: {name} must be a contiguous [{n}] on {logits.device}, "
-                f"got {list(column.shape)} on {column.device}"
-            )
-
-
-def _check_bitmask(op: str, logits: torch.Tensor, bitmask: torch.Tensor | None) -> None:
-    if bitmask is None:
-        return
-    require_dtype(op, "bitmask", bitmask, (torch.int32,))
-    shape = (logits.shape[0], -(-logits.shape[1] // 32))
-    if bitmask.shape != shape or not bitmask.is_contiguous() or bitmask.device != logits.device:
-        raise ValueError(
-            f"{op}: bitmask must be a contiguous {list(shape)} on {logits.device}, got "
-            f"{list(bitmask.shape)} on {bitmask.device}"
-        )

@@ -12,18 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import _load
 from ._check import require_dtype
 from .draft_tree import DraftTree
-from .verify import (
-    DESCRIPTOR_COLUMNS,
-    RowFilters,
-    _check_bitmask,
-    _check_device_arguments,
-    _check_logits,
-    _per_row,
-    _PerRow,
-)
+from .verify import DESCRIPTOR_COLUMNS, RowFilters, _check_logits, _per_row, _PerRow
 
 __all__ = [
     "DraftDistribution",
@@ -472,36 +463,3 @@ def _proposals(
 @torch.library.register_fake("ttc_kernels::verify")
 def _verify_fake(*_) -> None:
     return None
-
-
-def _verify_triton(
-    op, rule, logits, desc, temperature, top_k, top_p, min_p, bitmask, tokens, parent, cu_nodes,
-    seeds, positions, coins, draft_logits, draft_desc, draft_ids, draft_logprobs, draft_rows,
-    proposals, epsilon, delta, *out,
-):  # fmt: skip
-    if rule not in ("greedy", "sampled"):
-        raise NotImplementedError(
-            f"{op}: in Triton there are verify_greedy and verify_sampled; the other rules need the "
-            f"CUDA kernels, which are not loaded: {_load.cuda_error}"
-        )
-    columns = {"seeds": seeds, "positions": positions}
-    per_request = logits.new_empty((len(cu_nodes) - 1, 1))
-    _check_device_arguments(op, per_request, columns, (torch.int64, torch.int64))
-    _check_bitmask(op, logits, bitmask)
-    shape = (logits.shape[0], len(DESCRIPTOR_COLUMNS))
-    for name, tensor, size in (("desc", desc, shape), ("tokens", tokens, shape[:1])):
-        if tensor.shape != size or tensor.device != logits.device:
-            raise ValueError(
-                f"{op}: {name} must be {list(size)} on {logits.device}, got "
-                f"{list(tensor.shape)} on {tensor.device}"
-            )
-    if cu_nodes.device != logits.device or out[0].device != logits.device:
-        raise ValueError(f"{op}: the tree and out must be on {logits.device}")
-    from .triton.verify_sampled import verify
-
-    filters = None if temperature is None else (temperature, top_k, top_p, min_p)
-    verify(rule, logits, desc, filters, bitmask, tokens, parent, cu_nodes, seeds, positions, out)
-
-
-if not _load.has_cuda_kernel("verify"):
-    torch.library.impl("ttc_kernels::verify", "CUDA")(_verify_triton)

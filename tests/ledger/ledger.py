@@ -32,10 +32,14 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 import ttc_kernels.triton.kv_cache as kv_cache
 import ttc_kernels.triton.tree_attention as attention
+from ttc_kernels.triton.draft_rows import DraftRows
 from ttc_kernels.triton.row_descriptor import row_descriptor
+from ttc_kernels.triton.sample_children import sample_children
 from ttc_kernels.triton.sample_tokens import sample_tokens
 from ttc_kernels.triton.score_steps import score_round, score_steps
 from ttc_kernels.triton.step_paths import aggregate_steps, select_topk
+from ttc_kernels.triton.token_logprobs import token_logprobs
+from ttc_kernels.triton.verify_walk import verify
 
 from . import cuda
 
@@ -101,7 +105,7 @@ def entries() -> Iterator[tuple[str, int, int, Callable[[], list]]]:
                     moves[f"write_kv rotated k={q_dtype} kv={kv_dtype} d=128"] = partial(
                         _write, head_dim, q_dtype, kv_dtype, rotated=True
                     )
-    for name, run in {**moves, **_small_ops()}.items():
+    for name, run in {**moves, **small_ops()}.items():
         for which in range(len(launches(run))):
             for architecture in ARCHITECTURES:
                 yield (
@@ -112,8 +116,8 @@ def entries() -> Iterator[tuple[str, int, int, Callable[[], list]]]:
                 )
 
 
-def _small_ops() -> dict[str, Callable[[], Any]]:
-    """Step scores and sampling, for each dtype and a vocabulary of more than one block."""
+def small_ops() -> dict[str, Callable[[], Any]]:
+    """Step scores and verification, for each dtype and a vocabulary of more than one block."""
     runs: dict[str, Callable[[], Any]] = {}
     n, vocab, width = 4, 32768, 128
     column, seeds = torch.zeros(n), torch.zeros(n, dtype=torch.int64)
@@ -132,6 +136,18 @@ def _small_ops() -> dict[str, Callable[[], Any]]:
         runs[f"sample_tokens logits={dtype}"] = partial(
             sample_tokens, logits, torch.zeros(n, 8), seeds, seeds
         )
+        for mode in ("topk", "iid", "without_replacement"):
+            runs[f"sample_children {mode} logits={dtype}"] = partial(
+                sample_children, logits, torch.zeros(n, 9), 4, mode, False, seeds, seeds, top_k
+            )
+        runs[f"token_logprobs logits={dtype}"] = partial(
+            token_logprobs, logits, torch.zeros(n, 9), top_k, top_k, True
+        )
+        for rule in ("target_only", "typical"):
+            runs[f"verify {rule} logits={dtype}"] = partial(_verify, rule, logits, "one_hot")
+        for rule in ("rejection", "block", "traversal"):
+            for kind in ("one_hot", "dense", "sparse"):
+                runs[f"verify {rule} {kind} logits={dtype}"] = partial(_verify, rule, logits, kind)
         runs[f"score_steps two_logit hidden={dtype}"] = partial(
             score_steps, x, rows, "two_logit", weights, x[0], 1e-6
         )
@@ -148,6 +164,23 @@ def _small_ops() -> dict[str, Callable[[], Any]]:
     return runs
 
 
+def _verify(rule: str, logits: torch.Tensor, kind: str) -> None:
+    n, block = len(logits), rule == "block"
+    desc, nodes = torch.zeros(n, 9), torch.zeros(n, dtype=torch.int32)
+    ids, logprobs = torch.zeros(n, 8, dtype=torch.int32), torch.zeros(n, 8)
+    dense, sparse = kind == "dense", kind == "sparse"
+    draft = DraftRows.of(
+        logits if dense else None, desc if dense else None,
+        ids if sparse else None, logprobs if sparse else None, None,
+    )  # fmt: skip
+    seeds, out = torch.zeros(2, dtype=torch.int64), torch.zeros(2, 4, dtype=torch.int32)
+    verify(
+        rule, logits, desc, None, None, nodes, None if block else nodes, nodes[:3], seeds, seeds,
+        None, draft, None if kind == "one_hot" else nodes.to(torch.int8), 0.1, 0.1,
+        (out[:, 0], out, out, out.float(), out[:, 0]),
+    )  # fmt: skip
+
+
 def _write(head_dim: int, q_dtype: str, kv_dtype: str, rotated: bool = False) -> None:
     k = torch.zeros(2, 1, head_dim, dtype=getattr(torch, q_dtype))
     cache = torch.zeros(2, 16, 1, head_dim, dtype=getattr(torch, kv_dtype))
@@ -159,10 +192,9 @@ def key(name: str, architecture: int) -> str:
     return f"{name} sm_{architecture}"
 
 
-def measure(index: int) -> tuple[str, dict[str, int]]:
-    """Compiles one entry: registers, bytes spilled, shared memory, tensor core instructions."""
-    name, architecture, which, record = list(entries())[index]
-    kernel, args, kwargs = record()[which]
+def compile_launch(launch: tuple[JITFunction, tuple, dict], architecture: int) -> Any:
+    """A launch's kernel, compiled for an architecture as it would be on such a GPU."""
+    kernel, args, kwargs = launch
     target = GPUTarget("cuda", architecture, 32)
     backend = make_backend(target)
     binder = create_function_from_signature(kernel.signature, kernel.params, backend)
@@ -171,7 +203,13 @@ def measure(index: int) -> tuple[str, dict[str, int]]:
         backend, {"debug": False, **kwargs}, bound, specialization, options
     )
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=options.__dict__)
+    return triton.compile(source, target=target, options=options.__dict__)
+
+
+def measure(index: int) -> tuple[str, dict[str, int]]:
+    """Compiles one entry: registers, bytes spilled, shared memory, tensor core instructions."""
+    name, architecture, which, record = list(entries())[index]
+    compiled = compile_launch(record()[which], architecture)
     usage = _resources(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     usage["shared"] = compiled.metadata.shared

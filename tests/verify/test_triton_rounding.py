@@ -6,38 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 # In a process of its own: in this one the kernels may belong to the interpreter.
 _COMPILE = """
 import json, re, struct, sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from ttc_kernels.triton.row_descriptor import _describe
-from ttc_kernels.triton.sample_tokens import _race
-
-TYPES = {
-    "logits": "*fp32", "stride": "i32", "vocab_size": "i32", "masks": "*i32",
-    "temperatures": "*fp32",
-    "top_ks": "*i32", "top_ps": "*fp32", "min_ps": "*fp32", "out": "*fp32",
-    "descriptors": "*fp32", "seeds": "*i64", "positions": "*i64",
-    "best_scores": "*fp32", "best_tokens": "*i32",
-}
-CASES = {
-    _describe: ({"BLOCK": 4096, "MASKED": True}, 16),
-    _race: ({"CHUNK": 8192, "BLOCK": 1024, "MASKED": True}, 4),
-}
+from tests.ledger.ledger import compile_launch, launches, small_ops
 
 found, counts = {}, {}
-for kernel, (constants, warps) in CASES.items():
-    signature = {name: TYPES.get(name, "constexpr") for name in kernel.arg_names}
-    values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+for name in ("row_descriptor", "sample_tokens", "verify rejection dense", "verify typical"):
+    kernel, arguments, options = launches(small_ops()[f"{name} logits=float32"])[0]
     for fusion in (False, True):
-        options = {"num_warps": warps, "enable_fp_fusion": fusion}
-        target = GPUTarget("cuda", int(sys.argv[1]), 32)
-        compiled = triton.compile(ASTSource(kernel, signature, values), target, options)
+        launch = kernel, arguments, {**options, "enable_fp_fusion": fusion}
+        if fusion and name.startswith("verify"):
+            continue
+        compiled = compile_launch(launch, int(sys.argv[1]))
         ptx = compiled.asm["ptx"]
         # Constants that stand in registers, single or, on newer GPUs, in pairs.
         known = dict(re.findall(r"mov[.]b32\\s+(%r\\d+), (0f[0-9A-F]+);", ptx))
@@ -49,10 +35,10 @@ for kernel, (constants, warps) in CASES.items():
         for coefficient in (0.0096715130, 0.055507336, 0.24022242, 0.69314700, 1.0):
             bits = struct.pack(">f", coefficient).hex().upper()
             ptx, written = re.subn(rf"fma[.]rn[.]f32(?:x2)? .*, 0f{bits};", "", ptx)
-            counts.setdefault(f"{kernel.__name__} {fusion}", []).append(written)
+            counts.setdefault(f"{name} {fusion}", []).append(written)
         # Fused, flushed to zero, or approximated.
         inexact = re.findall(r"fma[.]\\S*f32|[.]ftz\\S*[.]f32|[.](?:approx|full)\\S*[.]f32", ptx)
-        found[f"{kernel.__name__} {fusion}"] = inexact
+        found[f"{name} {fusion}"] = inexact
 print(json.dumps([found, counts]))
 """
 
@@ -61,12 +47,14 @@ print(json.dumps([found, counts]))
 def test_nothing_is_fused_flushed_or_approximated(capability: int) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", _COMPILE, str(capability)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found, counts = json.loads(done.stdout)
-    assert len(set(counts["_describe False"])) == 1 and counts["_describe False"][0] > 0
-    assert set(counts["_race False"]) == {0}
-    assert found["_describe False"] == found["_race False"] == []
     # The control: as Triton compiles by default, it does fuse.
-    assert found["_describe True"] and found["_race True"]
+    assert {name for name in found if found[name]} == {"row_descriptor True", "sample_tokens True"}
+    assert len(found) == 6
+    for name in ("row_descriptor", "verify rejection dense", "verify typical"):
+        assert len(set(counts[f"{name} False"])) == 1 and counts[f"{name} False"][0] > 0
+    assert set(counts["sample_tokens False"]) == {0}

@@ -49,7 +49,7 @@ def test_replaying_into_the_same_buffers(rule: str) -> None:
         assert_same_result(out, want[i])
 
 
-@pytest.mark.parametrize("rule", ["greedy", "sampled"])
+@pytest.mark.parametrize("rule", ["greedy", "sampled", "rejection", "traversal"])
 def test_any_company_on_a_gpu(triton_device, rule: str) -> None:
     """As `test_a_request_is_independent_of_the_batch`: other orders, and requests without nodes."""
     batch = random_batch(3, requests=7, vocab_size=70)

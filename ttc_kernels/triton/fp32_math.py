@@ -78,11 +78,22 @@ def exp2_fp32(y):
 
 
 @triton.jit
-def fixed_weight(logit, max_logit, inv_temperature):
-    """int64: exp((logit - max) / T) in units of 2**-40, to the nearest, ties to even."""
-    w = exp2_fp32((logit - max_logit) * (inv_temperature * 1.44269504)) * 1099511627776.0
+def to_fixed(w):
+    """int64: w >= 0 in units of 2**-40, to the nearest, ties to even."""
+    w = w * 1099511627776.0
     # Adding and subtracting 2^23 rounds what is below it; from there on floats are integers.
     return tl.where(w < 8388608.0, (w + 8388608.0) - 8388608.0, w).to(tl.int64)
+
+
+@triton.jit
+def from_fixed(mass):
+    return mass.to(tl.float32) * 9.094947017729282e-13
+
+
+@triton.jit
+def fixed_weight(logit, max_logit, inv_temperature):
+    """exp((logit - max) / T) as `to_fixed`."""
+    return to_fixed(exp2_fp32((logit - max_logit) * (inv_temperature * 1.44269504)))
 
 
 @triton.jit

@@ -12,10 +12,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .fp32_math import NO_FUSION, fixed_weight, is_kept, log_fp32
+from .fp32_math import NO_FUSION, fixed_weight, from_fixed, is_kept, log_fp32
 
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
-_ALL_TIES = tl.constexpr(2**31 - 1)
+LOWEST = tl.constexpr(-3.4028234663852886e38)
+ALL_TIES = tl.constexpr(2**31 - 1)
 _LOWEST_KEY = tl.constexpr(-2139095041)  # of -inf
 _BLOCK = 4096
 
@@ -49,7 +49,20 @@ def _logit_of(key):
 
 
 @triton.jit
-def _sums(
+def row_top(row, mask, vocab_size, MASKED: tl.constexpr, BLOCK: tl.constexpr):
+    """The largest logit, and whether the row has a distribution."""
+    lanes = tl.full([BLOCK], float("-inf"), tl.float32)
+    bad = tl.zeros([BLOCK], tl.int32)
+    for start in tl.range(0, vocab_size, BLOCK):
+        _, logit = _load(row, mask, start, vocab_size, MASKED, BLOCK)
+        lanes = tl.where(logit > lanes, logit, lanes)
+        bad |= tl.where(logit < float("inf"), 0, 1)
+    max_logit = tl.max(lanes)
+    return max_logit, (tl.max(bad) == 0) & (max_logit > float("-inf"))
+
+
+@triton.jit
+def kept_sums(
     row, mask, vocab_size, max_logit, inv, pivot, tie_end,
     MASKED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -104,8 +117,8 @@ def _cut(
             low, high, above = key1, key2 - 1, total2
         else:
             high, above = key1 - 1, total1
-    pivot = tl.full([], _LOWEST, tl.float32)
-    tie_end = tl.full([], _ALL_TIES, tl.int32)
+    pivot = tl.full([], LOWEST, tl.float32)
+    tie_end = tl.full([], ALL_TIES, tl.int32)
     if low > _LOWEST_KEY:
         pivot = _logit_of(low.to(tl.int32))
         each = target * 0 + 1
@@ -141,15 +154,7 @@ def _describe(
     mask = masks
     if MASKED:
         mask = masks + r * ((vocab_size + 31) // 32)
-    lanes = tl.full([BLOCK], float("-inf"), tl.float32)
-    bad = tl.zeros([BLOCK], tl.int32)
-    for start in tl.range(0, vocab_size, BLOCK):
-        _, logit = _load(row, mask, start, vocab_size, MASKED, BLOCK)
-        lanes = tl.where(logit > lanes, logit, lanes)
-        bad |= tl.where(logit < float("inf"), 0, 1)
-    max_logit = tl.max(lanes)
-    usable = (tl.max(bad) == 0) & (max_logit > float("-inf"))
-
+    max_logit, usable = row_top(row, mask, vocab_size, MASKED, BLOCK)
     temperature = tl.load(temperatures + r)
     greedy = temperature == 0.0
     inv = tl.div_rn(1.0, tl.where(greedy, 1.0, temperature))
@@ -159,12 +164,12 @@ def _describe(
     for start in tl.range(0, vocab_size, BLOCK):
         index, logit = _load(row, mask, start, vocab_size, MASKED, BLOCK)
         first = tl.minimum(first, tl.where(logit == max_logit, index, 2**31 - 1))
-        count += (logit >= _LOWEST).to(tl.int32)
+        count += (logit >= LOWEST).to(tl.int32)
         mass += fixed_weight(logit, max_logit, inv)
     argmax, mass_all = tl.min(first), tl.sum(mass)
 
-    pivot = tl.full([], _LOWEST, tl.float32)
-    tie_end = tl.full([], _ALL_TIES, tl.int32)
+    pivot = tl.full([], LOWEST, tl.float32)
+    tie_end = tl.full([], ALL_TIES, tl.int32)
     num_kept, kept_mass = tl.sum(count), mass_all
     top_k = tl.load(top_ks + r)
     top_p = tl.load(top_ps + r)
@@ -175,7 +180,7 @@ def _describe(
             pivot, tie_end = _cut(
                 row, mask, vocab_size, max_logit, inv, target, False, MASKED, BLOCK
             )
-            num_kept, kept_mass = _sums(
+            num_kept, kept_mass = kept_sums(
                 row, mask, vocab_size, max_logit, inv, pivot, tie_end, MASKED, BLOCK
             )
         if top_p < 1.0:
@@ -189,14 +194,14 @@ def _describe(
             least = tl.where(min_p > 1.1754943508222875e-38, min_p, 1.1754943508222875e-38)
             bound = max_logit + temperature * log_fp32(least)
             pivot, tie_end = _narrower(pivot, tie_end, bound, 2**31 - 1)
-        if pivot > _LOWEST:
-            num_kept, kept_mass = _sums(
+        if pivot > LOWEST:
+            num_kept, kept_mass = kept_sums(
                 row, mask, vocab_size, max_logit, inv, pivot, tie_end, MASKED, BLOCK
             )
 
     nan = float("nan")
-    z = kept_mass.to(tl.float32) * 9.094947017729282e-13
-    z_all = mass_all.to(tl.float32) * 9.094947017729282e-13
+    z = from_fixed(kept_mass)
+    z_all = from_fixed(mass_all)
     log_z = log_fp32(tl.where(usable, z, 1.0))
     log_z_all = log_fp32(tl.where(usable, z_all, 1.0))
     plain = usable & (temperature > 0.0)
