@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -82,6 +83,21 @@ def test_every_kind_of_proposal(triton_device, rule: str, kind: str) -> None:
         chain = rule in CHAINS
         batch = random_batch(9, kind=kind, chain=chain, sparse=sparse, requests=4)
         assert_same(in_triton(rule, batch, triton_device), run(rule, batch))
+
+
+@pytest.mark.parametrize("rule", ["rejection", "traversal"])
+@pytest.mark.parametrize("kind", ["without_replacement", "mixed"])
+def test_many_siblings(triton_device, rule: str, kind: str) -> None:
+    batch = random_batch(7, kind=kind, nodes=9, requests=5, vocab_size=12)
+    ends = batch.tree.cu_nodes.tolist()
+    parent = batch.tree.parent.clamp(max=0)  # all below the root
+    batch.tree = DraftTree(parent, batch.tree.cu_nodes)
+    for begin, end in itertools.pairwise(ends):
+        batch.tokens[begin:end] = torch.randperm(12)[: end - begin].int()
+    batch.coins = 1 - 2.0**-24 - batch.coins * 0.3
+    want = run(rule, batch, coins=True)
+    assert (want.num_accepted == 0).any() and (want.num_accepted == 1).any()
+    assert_same(in_triton(rule, batch, triton_device, coins=True), want)
 
 
 @pytest.mark.parametrize("rule", RULES[2:])
