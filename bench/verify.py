@@ -33,6 +33,7 @@ from .timing import Timing, in_turn
 from .verify_beside import FILTERS, add_peers, time_torch, torch_runs
 
 READ = "read of the needed rows"
+CALL = "call without rows"
 
 
 @dataclass
@@ -64,8 +65,12 @@ class Case:
 
     def ratio(self, name: str) -> float:
         """A contender's time in reads of the rows that it needs."""
+        return self.timings[name].median / self.read_s(name)
+
+    def read_s(self, name: str) -> float:
+        """Time of a read of the rows that a contender needs, in seconds."""
         share = self.needed.get(name, self.read) / self.read
-        return self.timings[name].median / (share * self.timings[READ].median)
+        return share * self.timings[READ].median
 
     def learn(self, name: str, rule: Callable, out: VerifyResult) -> None:
         """Run one of our rules to see which rows it needs and what it accepts."""
@@ -84,8 +89,12 @@ def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callabl
     desc = row_descriptor(logits, 1.0)
     out, workspace = VerifyResult.empty(tree), torch.empty_like(desc)
     options = {"out": out, "workspace": workspace}
+    nothing = DraftTree([], [0], device=logits.device)
+    no_logits, no_tokens, one = logits[:0], tokens[:0], RowFilters(1.0)
+    no_options = {"out": VerifyResult.empty(nothing), "workspace": workspace[:0]}
     runs: dict[str, Callable] = {
         READ: bits.sum,
+        CALL: lambda: verify_sampled(no_logits, one, no_tokens, nothing, 0, 0, **no_options),
         "verify_greedy": lambda: verify_greedy(logits, tokens, tree, **options),
     }
     for name, (temperature, top_p) in FILTERS.items():
@@ -101,7 +110,7 @@ def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callabl
         logits, RowFilters(1.0), tokens, tree, draft, 0, 0, **options
     )
     for name, rule in runs.items():
-        if name != READ:
+        if name not in (READ, CALL):
             case.learn(name, rule, out)
     return runs
 
@@ -145,6 +154,8 @@ def _print(case: Case) -> None:
             line = f"  {name + mode:44} {1e3 * timing.median:10.3f} ms"
             if not mode and name in case.needed:
                 line += f"  {case.needed[name]:4} rows needed: {case.ratio(name):8.2f} x their read"
+                floor = case.read_s(name) + case.timings[CALL].median
+                line += f", {timing.median / floor:5.2f} x that and a call"
             if name in case.accepted:
                 line += f"  {case.accepted[name]:5.2f} accepted"
             if name in case.beside and case.beside[name] in timings:

@@ -272,6 +272,11 @@ def _per_row(
     op: str, name: str, value: _PerRow, dtype: torch.dtype, logits: torch.Tensor
 ) -> torch.Tensor:
     """One number, or one per row, as a dense tensor of the op's dtype."""
+    # Of a plain number one tensor is made, without others on the way; the op checks its range.
+    if isinstance(value, int | float) and logits.device.type == "cpu":
+        fits = not isinstance(value, bool) and abs(value) < 2**31
+        if fits and (dtype.is_floating_point or isinstance(value, int)):
+            return torch.full((logits.shape[0],), value, dtype=dtype)
     try:
         given = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
