@@ -86,18 +86,30 @@ def test_every_kind_of_proposal(triton_device, rule: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("rule", ["rejection", "traversal"])
-@pytest.mark.parametrize("kind", ["without_replacement", "mixed"])
-def test_many_siblings(triton_device, rule: str, kind: str) -> None:
-    batch = random_batch(7, kind=kind, nodes=9, requests=5, vocab_size=12)
-    ends = batch.tree.cu_nodes.tolist()
-    parent = batch.tree.parent.clamp(max=0)  # all below the root
+@pytest.mark.parametrize(("seed", "last_parent"), [(0, 0), (4, 2)])
+def test_many_likely_siblings(triton_device, rule: str, seed: int, last_parent: int) -> None:
+    """The likeliest tokens of drafts that are nearly sure: what is rejected takes most of them."""
+    batch = random_batch(seed, nodes=9, vocab_size=12)
+    parent = batch.tree.parent.clamp(max=last_parent)
     batch.tree = DraftTree(parent, batch.tree.cu_nodes)
-    for begin, end in itertools.pairwise(ends):
-        batch.tokens[begin:end] = torch.randperm(12)[: end - begin].int()
-    batch.coins = 1 - 2.0**-24 - batch.coins * 0.3
-    want = run(rule, batch, coins=True)
-    assert (want.num_accepted == 0).any() and (want.num_accepted == 1).any()
-    assert_same(in_triton(rule, batch, triton_device, coins=True), want)
+    batch.draft_logits *= 2
+    for begin, end in itertools.pairwise(batch.tree.cu_nodes.tolist()):
+        for v in range(begin + 1, end):
+            earlier = (parent[begin:v] == parent[v]).sum()
+            order = batch.draft_logits[begin + parent[v]].argsort(descending=True)
+            batch.tokens[v] = order[earlier]
+    for coins in (True, False):
+        want = run(rule, batch, coins=coins)
+        assert_same(in_triton(rule, batch, triton_device, coins=coins), want)
+
+
+@pytest.mark.parametrize("rule", RULES[2:])
+def test_temperature_zero(triton_device, rule: str) -> None:
+    chain = rule in CHAINS
+    batch = random_batch(1, chain=chain, kind="one_hot", temperature=0.0, requests=4)
+    make_likely(batch, rule)
+    batch.tokens[1::2] = batch.logits.argmax(1).int()[:-1:2]
+    assert_same(in_triton(rule, batch, triton_device), run(rule, batch))
 
 
 @pytest.mark.parametrize("rule", RULES[2:])
