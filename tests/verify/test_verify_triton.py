@@ -10,7 +10,14 @@ import pytest
 import torch
 from random_drafts import RULES, Batch, random_batch, run
 
-from ttc_kernels import DraftDistribution, DraftTree, VerifyResult, row_descriptor, verify_tree
+from ttc_kernels import (
+    DraftDistribution,
+    DraftTree,
+    RowFilters,
+    VerifyResult,
+    row_descriptor,
+    verify_tree,
+)
 
 CHAINS = ("token", "block")
 
@@ -101,6 +108,26 @@ def test_many_likely_siblings(triton_device, rule: str, seed: int, last_parent: 
     for coins in (True, False):
         want = run(rule, batch, coins=coins)
         assert_same(in_triton(rule, batch, triton_device, coins=coins), want)
+
+
+@pytest.mark.parametrize("rule", ["rejection", "traversal"])
+def test_chosen_siblings_leave_their_token_out_once(triton_device, rule: str) -> None:
+    """test_duplicate_siblings_leave_their_token_out_once, which has the numbers."""
+    p, q = torch.tensor([0.4, 0.2, 0.2, 0.2]).log(), torch.tensor([0.1, 0.5, 0.3, 0.1]).log()
+    batch = dataclasses.replace(
+        random_batch(0, requests=1),
+        tree=DraftTree([-1, 0, 0, 0, 0], [0, 5]),
+        tokens=torch.tensor([0, 0, 0, 1, 2], dtype=torch.int32),
+        logits=p.expand(5, 4).contiguous(),
+        draft_logits=q.expand(5, 4).contiguous(),
+        proposals=torch.tensor([0, 0, 0, 1, 1], dtype=torch.int8),
+        filters=RowFilters(1.0),
+    )
+    for coin, accepted in ((0.7, 0), (0.41, 1)):
+        batch.coins = torch.tensor([0, 0.99, 0.99, 0.99, coin])
+        got = in_triton(rule, batch, triton_device, coins=True)
+        assert got.num_accepted.item() == accepted
+        assert_same(got, run(rule, batch, coins=True))
 
 
 @pytest.mark.parametrize("rule", RULES[2:])
