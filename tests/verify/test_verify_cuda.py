@@ -162,7 +162,7 @@ def test_log_probabilities_of_the_cpu(kernels) -> None:
         bitmask = torch.randint(-(2**31), 2**31, (6, 10)).int()
         desc = row_descriptor(logits, 0.8, top_p=0.9, bitmask=bitmask)
         rows = torch.tensor([0, 1, 1, 2, -1, 4, 5, 3, 0]).int()
-        tokens = torch.tensor([5, 0, 299, 300, 7, 7, -1, 11, 6]).int()
+        tokens = torch.tensor([5, 0, 299, -1, 7, 7, -1, 11, 6]).int()
         tokens[0] = int(desc[0, 4])
         for raw in (True, False):
             want = token_logprobs(logits, desc, rows, tokens, raw=raw, bitmask=bitmask)
