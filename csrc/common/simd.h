@@ -33,6 +33,9 @@ struct Avx512 {
   static TTC_INLINE Vec set1(float x) { return _mm512_set1_ps(x); }
   static TTC_INLINE Vec load(const float* p) { return _mm512_loadu_ps(p); }
   static TTC_INLINE void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+  // Past the caches, to aligned memory; others see it after end_stream().
+  static TTC_INLINE void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }
+  static TTC_INLINE void end_stream() { _mm_sfence(); }
   static TTC_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
   static TTC_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
   static TTC_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
@@ -112,6 +115,9 @@ struct Avx2 {
   static TTC_INLINE Vec set1(float x) { return _mm256_set1_ps(x); }
   static TTC_INLINE Vec load(const float* p) { return _mm256_loadu_ps(p); }
   static TTC_INLINE void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+  // Past the caches, to aligned memory; others see it after end_stream().
+  static TTC_INLINE void stream(float* p, Vec v) { _mm256_stream_ps(p, v); }
+  static TTC_INLINE void end_stream() { _mm_sfence(); }
   static TTC_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
   static TTC_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
   static TTC_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
@@ -191,6 +197,8 @@ struct Portable {
   static TTC_INLINE Vec set1(float x) { return Vec{x, x, x, x}; }
   static TTC_INLINE Vec load(const float* p) { Vec v; std::memcpy(&v, p, 16); return v; }
   static TTC_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, 16); }
+  static TTC_INLINE void stream(float* p, Vec v) { store(p, v); }
+  static TTC_INLINE void end_stream() {}
   static TTC_INLINE Vec add(Vec a, Vec b) { return a + b; }
   static TTC_INLINE Vec sub(Vec a, Vec b) { return a - b; }
   static TTC_INLINE Vec mul(Vec a, Vec b) { return a * b; }

@@ -128,6 +128,9 @@ std::vector<Unit> make_units(const PlanView& plan, int64_t num_threads) {
   return units;
 }
 
+// Partials of more than this would not be found in the caches again.
+constexpr int64_t kStreamBytes = 16 << 20;
+
 // Units that are handed out one by one.
 struct Queue {
   const Unit* units;
@@ -165,6 +168,7 @@ void tree_attention_cpu(const TreeAttentionParams& params, int64_t num_threads, 
         args.scratch = carve(arena, group, h.head_dim);
         args.partial_out = partial_out;
         args.partial_ml = partial_ml;
+        args.stream_partials = slots * h.head_dim * int64_t(sizeof(float)) > kStreamBytes;
         run(args, first);
       }
     });

@@ -34,6 +34,7 @@ struct TileArgs {
   TileScratch scratch;
   float* partial_out;  // [partials, Hq, D], not normalised
   float* partial_ml;   // [partials, Hq, 2]: maximum (base 2) and sum
+  bool stream_partials;  // past the caches, which they would not fit
 };
 
 struct CpuKernels {

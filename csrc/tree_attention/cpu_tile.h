@@ -84,6 +84,7 @@ class Tile {
       select(h);
       write(folds_);
     }
+    if (a_.stream_partials) S::end_stream();
     return lookahead_.asked();
   }
 
@@ -315,7 +316,11 @@ class Tile {
         const int64_t head = (a_.kv_head + int64_t(head_)) * group_ + g;
         if (a_.item->partial_base >= 0) {
           const int64_t slot = (a_.item->partial_base + int64_t(i)) * h_.num_q_heads + head;
-          __builtin_memcpy(a_.partial_out + slot * dim_, o, size_t(dim_) * sizeof(float));
+          float* to = a_.partial_out + slot * dim_;
+          if (a_.stream_partials)
+            for (int d = 0; d < dim_; d += W) S::stream(to + d, S::load(o + d));
+          else
+            __builtin_memcpy(to, o, size_t(dim_) * sizeof(float));
           a_.partial_ml[2 * slot] = m[r];
           a_.partial_ml[2 * slot + 1] = l[r];
         } else {

@@ -59,6 +59,17 @@ def test_siblings_do_not_matter(tensors, kv_len, q_len, window_left):
         assert_bitwise_equal(together[1], alone[1])
 
 
+def test_partials_larger_than_the_caches_do_not_matter(tensors):
+    """36 MB of them, which the CPU writes past its caches."""
+    alone = attend(tensors, [SURVIVOR], [960], [1], [0])
+    own = np.random.default_rng(0).permuted(np.tile(np.arange(60, NUM_PAGES), (300, 1)), axis=1)
+    tables = [SURVIVOR, *(np.append(SURVIVOR[:40], row[:20]).astype(np.int32) for row in own)]
+    q_rows = [i % 2000 for i in range(1 + 300 * 30)]
+    together = attend(tensors, tables, [960] * 301, [1] + [30] * 300, q_rows)
+    assert_bitwise_equal(together[0], alone[0])
+    assert_bitwise_equal(together[1], alone[1])
+
+
 def test_a_token_has_the_same_bits_decoded_extended_or_prefilled(tensors):
     """Position 600 computed alone, at the end of a step, and inside prefills of 601 and 700."""
     at = 600
