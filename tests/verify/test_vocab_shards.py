@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ttc_kernels import (
     DESCRIPTOR_COLUMNS,
+    DraftDistribution,
     DraftTree,
     merge_descriptors,
     row_descriptor,
@@ -80,6 +81,7 @@ def test_drafts_are_verified_by_merged_descriptors():
     logits = 2 * torch.randn(240, 5, generator=generator)
     tree, tokens = drafts(5, generator)
     seeds, positions = torch.arange(40), torch.full((40,), 9)
+    one_hot = DraftDistribution.one_hot()
     shards = [row_descriptor(part, 0.8) for part in split(logits, offsets)]
     found = []
     for desc in (row_descriptor(logits, 0.8), merge_descriptors(shards, offsets)):
@@ -87,7 +89,7 @@ def test_drafts_are_verified_by_merged_descriptors():
             [
                 verify_sampled(logits, desc, tokens, tree, seeds, positions),
                 verify_target_only(logits, desc, tokens, tree, seeds, positions),
-                verify_chain(logits, desc, tokens, tree.cu_nodes, None, seeds, positions),
+                verify_chain(logits, desc, tokens, tree.cu_nodes, one_hot, seeds, positions),
             ]
         )
     assert int(found[0][0].num_accepted.sum()) > 10
