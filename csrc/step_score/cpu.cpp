@@ -29,6 +29,8 @@ const char* weight_at(const Matrix& weight, int64_t row, int64_t col) {
   return static_cast<const char*>(weight.data) + (row * weight.cols + col) * dtype_bytes(weight.dtype);
 }
 
+const uint16_t* bfloats(const char* data) { return reinterpret_cast<const uint16_t*>(data); }
+
 // n elements as fp32, and zeros up to a multiple of kLanes.
 void widen_padded(Dtype dtype, const void* from, int64_t n, float* to) {
   widen(dtype, from, n, to);
@@ -128,13 +130,14 @@ struct TileOrder {
 //     panel 1   [                         ][         ] ..     each panel is one thread's, from left to right
 //
 // Of a chunk, four weight rows at a time are widened; they stay in the level-1 cache while a group of rows of x
-// passes by from the level-2 cache.
+// passes by from the level-2 cache. A single row meets weights in bfloat16 as they are.
 template <typename Finish>
 void for_panels(const Rows& x, const Matrix& weight, int64_t first, int64_t last, const float* bias,
                 ParallelFor parallel_for, const Finish& finish) {
   const int64_t panels = (last - first + kPanel - 1) / kPanel;
   const int64_t grain = 1 + kGrain / std::max<int64_t>(1, kPanel * weight.cols);
   // If x as a whole fits a level-2 cache, weight rows are read from end to end, which memory likes better.
+  const bool at_once = x.count == 1 && weight.dtype == Dtype::kBFloat16 && weight.cols % kLanes == 0;
   const int64_t together = x.count <= kRowGroup && x.count * weight.cols <= (1 << 16) ? kBlock : kPanel;
   parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
     const Rows w(kBlock, std::min(kChunk, weight.cols)), y(x.count, kPanel);
@@ -144,6 +147,12 @@ void for_panels(const Rows& x, const Matrix& weight, int64_t first, int64_t last
       for (int64_t i = 0; i < tiles.per_panel(); ++i) {
         const int64_t number = (panel - begin) * tiles.per_panel() + i;
         const TileOrder::Tile tile = tiles[number], ahead = tiles[number + kAhead];
+        if (at_once && tile.rows == kBlock && ahead.rows == kBlock && tile.cols == ahead.cols) {
+          dots_of_chunk<uint16_t>({x.at(0, tile.col), 1, x.stride, bfloats(tiles.data(tile, 0)), tile.rows, weight.cols,
+                                   tile.cols, tile.col == 0, y.at(0, tile.row - at), y.stride,
+                                   bfloats(tiles.data(ahead, 0))});
+          continue;
+        }
         for (int64_t group = 0; tile.rows > 0 && group < x.count; group += kRowGroup) {
           for (int64_t j = 0; j < tile.rows && group == 0; ++j) {
             widen_padded(weight.dtype, tiles.data(tile, j), tile.cols, w.at(j));

@@ -12,6 +12,7 @@
 #include <memory>
 #include <new>
 
+#include "common/convert.h"
 #include "common/isa.h"
 
 namespace ttc {
@@ -45,18 +46,25 @@ struct Rows {
   std::unique_ptr<float, Free> values;
 };
 
+// Weight: float, or uint16_t for bfloat16 that is widened on its way into the products. That is for one row of x,
+// whose weights come from memory and are used once: line by line those of `ahead` are asked for meanwhile.
+template <typename Weight = float>
 struct DotsArgs {
   const float* x;  // [num_rows, n]
   int64_t num_rows;
   int64_t x_stride;
-  const float* weights;  // [num_weights, n]
+  const Weight* weights;  // [num_weights, n]
   int64_t num_weights;
   int64_t weight_stride;
   int64_t n;        // a multiple of kLanes, at most kChunk
   bool first;       // y is written, not added to
   float* y;         // y[r * y_stride + w] += x[r] . weights[w]
   int64_t y_stride;
+  const Weight* ahead = nullptr;  // of uint16_t: weights used next, as many and as far apart
 };
+
+TTC_ALWAYS_INLINE float as_float(float weight) { return weight; }
+TTC_ALWAYS_INLINE float as_float(uint16_t weight) { return bfloat_to_float(weight); }
 
 using Lanes4 = float __attribute__((vector_size(16)));
 using Lanes8 = float __attribute__((vector_size(32)));
@@ -76,10 +84,11 @@ TTC_ALWAYS_INLINE Lanes4 sum_in_pairs(Lanes4 a, Lanes4 b) {
 }
 
 // R rows and W weight rows, read together.
-template <int R, int W, bool kFma>
-TTC_ALWAYS_INLINE void dot_block(const DotsArgs& a, int64_t row, int64_t weight) {
+template <int R, int W, bool kFma, typename Weight>
+TTC_ALWAYS_INLINE void dot_block(const DotsArgs<Weight>& a, int64_t row, int64_t weight) {
+  constexpr int64_t kLine = 64 / sizeof(Weight);
   const float* x = a.x + row * a.x_stride;
-  const float* w = a.weights + weight * a.weight_stride;
+  const Weight* w = a.weights + weight * a.weight_stride;
   float sums[R][W][kLanes];
   for (int r = 0; r < R; ++r) {
     for (int j = 0; j < W; ++j) {
@@ -88,13 +97,17 @@ TTC_ALWAYS_INLINE void dot_block(const DotsArgs& a, int64_t row, int64_t weight)
   }
   const float* next = row + 2 * R <= a.num_rows ? x + R * a.x_stride : x;
   for (int64_t i = 0; i < a.n; i += kLanes) {
+    if (kLine > kLanes && i % kLine == 0) {
+#pragma GCC unroll 4
+      for (int j = 0; j < W; ++j) __builtin_prefetch(a.ahead + (weight + j) * a.weight_stride + i);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      __builtin_prefetch(next + r * a.x_stride + i);
+      if (kLine == kLanes) __builtin_prefetch(next + r * a.x_stride + i);
 #pragma GCC unroll 4
       for (int j = 0; j < W; ++j) {
         for (int64_t l = 0; l < kLanes; ++l) {
-          const float u = x[r * a.x_stride + i + l], v = w[j * a.weight_stride + i + l];
+          const float u = x[r * a.x_stride + i + l], v = as_float(w[j * a.weight_stride + i + l]);
           sums[r][j][l] = kFma ? __builtin_fmaf(u, v, sums[r][j][l]) : sums[r][j][l] + u * v;
         }
       }
@@ -123,8 +136,8 @@ TTC_ALWAYS_INLINE void dot_block(const DotsArgs& a, int64_t row, int64_t weight)
   }
 }
 
-template <int R, int W, bool kFma>
-TTC_ALWAYS_INLINE void dot_weights(const DotsArgs& a, int64_t row) {
+template <int R, int W, bool kFma, typename Weight>
+TTC_ALWAYS_INLINE void dot_weights(const DotsArgs<Weight>& a, int64_t row) {
   int64_t w = 0;
   for (; w + W <= a.num_weights; w += W) dot_block<R, W, kFma>(a, row, w);
   for (; w + 2 <= a.num_weights; w += 2) dot_block<R, 2, kFma>(a, row, w);
@@ -132,20 +145,27 @@ TTC_ALWAYS_INLINE void dot_weights(const DotsArgs& a, int64_t row) {
 }
 
 // As many at a time as the registers hold.
-template <int R, int W, bool kFma>
-TTC_ALWAYS_INLINE void dots(const DotsArgs& a) {
+template <int R, int W, bool kFma, typename Weight>
+TTC_ALWAYS_INLINE void dots(const DotsArgs<Weight>& a) {
   int64_t r = 0;
   for (; r + R <= a.num_rows; r += R) dot_weights<R, W, kFma>(a, r);
   for (; r < a.num_rows; ++r) dot_weights<1, W, kFma>(a, r);
 }
 
 #if TTC_X86
-TTC_TARGET_AVX2 inline void dots_avx2(const DotsArgs& args) { dots<2, 2, true>(args); }
-TTC_TARGET_AVX512 inline void dots_avx512(const DotsArgs& args) { dots<kBlock, kBlock, true>(args); }
+template <typename Weight>
+TTC_TARGET_AVX2 void dots_avx2(const DotsArgs<Weight>& args) {
+  dots<2, 2, true>(args);
+}
+template <typename Weight>
+TTC_TARGET_AVX512 void dots_avx512(const DotsArgs<Weight>& args) {
+  dots<kBlock, kBlock, true>(args);
+}
 #endif
 
 // One chunk of num_rows x num_weights dot products.
-inline void dots_of_chunk(const DotsArgs& args) {
+template <typename Weight = float>
+void dots_of_chunk(const DotsArgs<Weight>& args) {
 #if TTC_X86
   if (cpu_isa() == Isa::kAvx512) return dots_avx512(args);
   if (cpu_isa() == Isa::kAvx2) return dots_avx2(args);

@@ -66,11 +66,13 @@ def test_matches_the_definition(kind: str, dtype: torch.dtype, width: int, with_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_has_the_same_bits_in_any_company(kind: str) -> None:
+@pytest.mark.parametrize("width", [333, 1040])
+def test_a_row_has_the_same_bits_in_any_company(kind: str, width: int) -> None:
+    """On the CPU a lone row meets weights of 16 n columns before they are widened."""
     torch.manual_seed(0)
-    hidden = torch.randn(50, 333).bfloat16()
-    head = _head(kind, 333, torch.bfloat16)
-    norm = (torch.rand(333), 1e-5)
+    hidden = torch.randn(50, width).bfloat16()
+    head = _head(kind, width, torch.bfloat16)
+    norm = (torch.rand(width), 1e-5)
     rows = torch.arange(50, dtype=torch.int32)
     together = score_steps(hidden, rows, head, norm=norm)
     for count in (1, 2, 3, 5, 7):
