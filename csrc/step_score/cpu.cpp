@@ -17,6 +17,7 @@ constexpr int64_t kRowGroup = 64;     // rows whose chunk fits a level-2 cache b
 constexpr int64_t kAhead = 2;         // blocks of weights that are on their way from memory
 constexpr int64_t kPanelsAtOnce = 64;  // of a softmax, whose sums are kept for each panel and row
 constexpr int64_t kFewOutputs = 16;    // heads up to here read the rows once and never write them
+constexpr int64_t kPiece = 128;        // elements, whose successors are asked for together
 constexpr int64_t kGrain = 1 << 17;    // elements worth waking a thread for
 
 void prefetch(const char* from, int64_t bytes) {
@@ -268,9 +269,14 @@ void score_block(const ScoreStepsParams& p, const Rows& weights, int64_t first, 
   for (int64_t c = 0; c == 0 || c < p.width; c += kChunk) {
     const int64_t length = std::min(kChunk, p.width - c);
     for (int64_t r = 0; r < n; ++r) {
-      widen_padded(p.hidden_dtype, hidden_row(p, first + r) + c * item, length, x.at(r));
+      const char* from = hidden_row(p, first + r) + c * item;
+      const char* ahead = hidden_row(p, std::min(first + kBlock + r, last - 1)) + c * item;
+      for (int64_t i = 0; i < length; i += kPiece) {
+        const int64_t some = std::min(kPiece, length - i);
+        widen_padded(p.hidden_dtype, from + i * item, some, x.at(r) + i);
+        prefetch(ahead + i * item, some * item);
+      }
       if (p.norm_weight != nullptr) dispatch_add_squares(x.at(r), length, squares[r]);
-      if (first + kBlock + r < last) prefetch(hidden_row(p, first + kBlock + r) + c * item, length * item);
     }
     dots_of_chunk({x.at(0), n, x.stride, weights.at(0, c), outputs, weights.stride, padded(length), c == 0,
                    logits.at(0), logits.stride});
