@@ -127,19 +127,28 @@ class TileLookahead {
 //             ..                        the first of what follows
 //
 // While a block is used, the one kAhead further on is asked for, line for line. So near that it is still in the
-// first-level cache when its turn comes: lines from the second level would wait behind those from memory.
+// first-level cache when its turn comes: lines from the second level would wait behind those from memory. Where
+// all rows' lines fall into the same set of that cache, they could not stay in it, and go to the second level.
 template <class Src, int W>
 class BlockLookahead {
  public:
   struct Block {
     const Src* const* rows;
     int64_t offset;  // of its head in a row
+    bool same_set;
 
     // The line of row j that holds the head's element at `at`.
-    TTC_INLINE void ask(int j, int64_t at) const { __builtin_prefetch(rows[j] + offset + at); }
+    TTC_INLINE void ask(int j, int64_t at) const {
+      const Src* line = rows[j] + offset + at;
+      if (same_set)
+        __builtin_prefetch(line, 0, 2);
+      else
+        __builtin_prefetch(line);
+    }
   };
 
-  explicit BlockLookahead(const TileArgs& args) : a_(args) {}
+  explicit BlockLookahead(const TileArgs& args)
+      : a_(args), same_set_(args.params->k_token_stride * int64_t(sizeof(Src)) % kSetBytes == 0) {}
 
   void begin_tile(int64_t k, int64_t end) {
     keys_ = int(std::min<int64_t>(end - k, kTileKeys));
@@ -162,13 +171,15 @@ class BlockLookahead {
 
  private:
   static constexpr int kAhead = 2;
+  static constexpr int64_t kSetBytes = 4096;  // lines so far apart share a set
   static int padded(int n) { return (n + W - 1) / W * W; }
 
   Block after(int group, int h) const {
     const int block = group * a_.num_heads + h + kAhead;
     const int g = std::min(block / a_.num_heads, groups_ - 1), values = padded(keys_) / W;
     const bool is_value = values <= g && g < 2 * values;
-    return {rows_ + g * W, block % a_.num_heads * (is_value ? a_.params->v_head_stride : a_.params->k_head_stride)};
+    const int64_t head_stride = is_value ? a_.params->v_head_stride : a_.params->k_head_stride;
+    return {rows_ + g * W, block % a_.num_heads * head_stride, same_set_};
   }
 
   // Rows of n tokens, the last one repeated until a group is full.
@@ -180,6 +191,7 @@ class BlockLookahead {
   }
 
   const TileArgs& a_;
+  const bool same_set_;
   int keys_ = 0, groups_ = 0;
   const Src* rows_[2 * kTileKeys + kAhead * W];
 };
