@@ -138,7 +138,7 @@ void for_panels(const Rows& x, const Matrix& weight, int64_t first, int64_t last
   const int64_t panels = (last - first + kPanel - 1) / kPanel;
   const int64_t grain = 1 + kGrain / std::max<int64_t>(1, kPanel * weight.cols);
   // If x as a whole fits a level-2 cache, weight rows are read from end to end, which memory likes better.
-  const bool at_once = x.count == 1 && weight.dtype == Dtype::kBFloat16 && weight.cols % kLanes == 0;
+  const bool as_they_are = x.count == 1 && weight.dtype == Dtype::kBFloat16 && weight.cols % kLanes == 0;
   const int64_t together = x.count <= kRowGroup && x.count * weight.cols <= (1 << 16) ? kBlock : kPanel;
   parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
     const Rows w(kBlock, std::min(kChunk, weight.cols)), y(x.count, kPanel);
@@ -148,7 +148,7 @@ void for_panels(const Rows& x, const Matrix& weight, int64_t first, int64_t last
       for (int64_t i = 0; i < tiles.per_panel(); ++i) {
         const int64_t number = (panel - begin) * tiles.per_panel() + i;
         const TileOrder::Tile tile = tiles[number], ahead = tiles[number + kAhead];
-        if (at_once && tile.rows == kBlock && ahead.rows == kBlock && tile.cols == ahead.cols) {
+        if (as_they_are && tile.rows == kBlock && ahead.rows == kBlock && tile.cols == ahead.cols) {
           dots_of_chunk<uint16_t>({x.at(0, tile.col), 1, x.stride, bfloats(tiles.data(tile, 0)), tile.rows, weight.cols,
                                    tile.cols, tile.col == 0, y.at(0, tile.row - at), y.stride,
                                    bfloats(tiles.data(ahead, 0))});

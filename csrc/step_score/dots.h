@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #include "common/convert.h"
 #include "common/isa.h"
@@ -86,7 +87,7 @@ TTC_ALWAYS_INLINE Lanes4 sum_in_pairs(Lanes4 a, Lanes4 b) {
 // R rows and W weight rows, read together.
 template <int R, int W, bool kFma, typename Weight>
 TTC_ALWAYS_INLINE void dot_block(const DotsArgs<Weight>& a, int64_t row, int64_t weight) {
-  constexpr int64_t kLine = 64 / sizeof(Weight);
+  constexpr bool kFromMemory = !std::is_same_v<Weight, float>;
   const float* x = a.x + row * a.x_stride;
   const Weight* w = a.weights + weight * a.weight_stride;
   float sums[R][W][kLanes];
@@ -97,13 +98,13 @@ TTC_ALWAYS_INLINE void dot_block(const DotsArgs<Weight>& a, int64_t row, int64_t
   }
   const float* next = row + 2 * R <= a.num_rows ? x + R * a.x_stride : x;
   for (int64_t i = 0; i < a.n; i += kLanes) {
-    if (kLine > kLanes && i % kLine == 0) {
+    if (kFromMemory && i * sizeof(Weight) % 64 == 0) {
 #pragma GCC unroll 4
       for (int j = 0; j < W; ++j) __builtin_prefetch(a.ahead + (weight + j) * a.weight_stride + i);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      if (kLine == kLanes) __builtin_prefetch(next + r * a.x_stride + i);
+      if (!kFromMemory) __builtin_prefetch(next + r * a.x_stride + i);
 #pragma GCC unroll 4
       for (int j = 0; j < W; ++j) {
         for (int64_t l = 0; l < kLanes; ++l) {

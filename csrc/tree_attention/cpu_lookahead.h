@@ -126,9 +126,9 @@ class TileLookahead {
 //   rows      [block 0] [block 1] ..    W tokens of K, then the next W, ..; then those of V; then
 //             ..                        the first of what follows
 //
-// While a block is used, the one kAhead further on is asked for, line for line. So near that it is still in the
-// first-level cache when its turn comes: lines from the second level would wait behind those from memory. Where
-// all rows' lines fall into the same set of that cache, they could not stay in it, and go to the second level.
+// While a block is used, the one kAhead further on is asked for, line for line: so near that it is still in the
+// first-level cache when its turn comes. Where all rows' lines fall into the same set of that cache, they could
+// not stay in it, and go to the second level.
 template <class Src, int W>
 class BlockLookahead {
  public:
