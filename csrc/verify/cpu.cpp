@@ -24,7 +24,7 @@ void Row::open(const LogitRows& logits, int64_t r) {
   if (wanted.data == view_.data && wanted.mask == view_.mask) return;
   view_ = wanted;
   const int64_t blocks = view_.num_blocks();
-  tops_.resize((blocks + kRowLanes - 1) / kRowLanes * kRowLanes);
+  tops_.resize((blocks + kRowPiece - 1) / kRowPiece * kRowPiece);
   scan_ = row_kernels().scan_row(view_, tops_.data());
   std::fill(tops_.begin() + blocks, tops_.end(), kLowest);
 }

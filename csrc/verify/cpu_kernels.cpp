@@ -14,7 +14,7 @@ namespace ttc {
 
 namespace {
 
-#define TTC_ROW_KERNELS(SUFFIX, TARGET, PHILOX_BLOCK, SCAN_ROW, SUM_WEIGHTS, COMPACT_BLOCK)                           \
+#define TTC_ROW_KERNELS(SUFFIX, TARGET, LANES, SCAN_ROW, SUM_WEIGHTS, COMPACT_BLOCK)                           \
   TARGET RowScan scan_row_##SUFFIX(const RowView& row, float* tops) { return SCAN_ROW(row, tops); }                   \
   TARGET Specials count_specials_##SUFFIX(const RowView& row) { return count_specials(row); }                         \
   TARGET int64_t sum_weights_##SUFFIX(const RowView& row, const RowScan& scan, float inv, const float* tops,          \
@@ -28,12 +28,12 @@ namespace {
   TARGET void fixed_weights_##SUFFIX(const float* logits, int64_t n, float max, float inv, int64_t* weights) {        \
     fixed_weights(logits, n, max, inv, weights);                                                                      \
   }                                                                                                                   \
-  TARGET Winner race_row_##SUFFIX(const Race& race) { return race_row<PHILOX_BLOCK>(race); }                          \
+  TARGET Winner race_row_##SUFFIX(const Race& race) { return race_row<LANES>(race); }                          \
   TARGET int64_t top_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                                     \
-    return top_scores<PHILOX_BLOCK, false>(race, k, best);                                                            \
+    return top_scores<LANES, false>(race, k, best);                                                            \
   }                                                                                                                   \
   TARGET int64_t noisy_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                                   \
-    return top_scores<PHILOX_BLOCK, true>(race, k, best);                                                             \
+    return top_scores<LANES, true>(race, k, best);                                                             \
   }                                                                                                                   \
   TARGET int64_t residual_mass_##SUFFIX(const RowDist& p, const RowView& row, const RowDist& q, const RowView& draft, \
                                         float c) {                                                                    \
@@ -45,17 +45,10 @@ namespace {
                                              top_scores_##SUFFIX,    noisy_scores_##SUFFIX,   residual_mass_##SUFFIX, \
                                              entropy_mass_##SUFFIX};
 
-void philox_block_portable(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
-  philox_block(stream, c0, random);
-}
-TTC_ROW_KERNELS(Portable, , philox_block_portable, scan_row, sum_weights, compact_block)
+TTC_ROW_KERNELS(Portable, , PlainLanes, scan_row, sum_weights, compact_block)
 #if TTC_X86
-TTC_TARGET_AVX2 void philox_block_avx2(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
-  philox_block(stream, c0, random);
-}
-TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, philox_block_avx2, scan_row, sum_weights, compact_block)
-TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, philox_block_avx512, scan_row_avx512, sum_weights_avx512,
-                compact_block_avx512)
+TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, PlainLanes, scan_row, sum_weights, compact_block)
+TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, Avx512Lanes, scan_row_avx512, sum_weights_avx512, compact_block_avx512)
 #endif
 
 }  // namespace

@@ -8,47 +8,71 @@
 
 namespace ttc {
 
-// GCC does not find the 32 x 32 -> 64 bit multiplication of 512-bit vectors by itself.
-TTC_TARGET_AVX512 inline void philox_block_avx512(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  __m512i w0 = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(c0)), lane);
-  __m512i w1 = _mm512_set1_epi32(static_cast<int>(stream.counter[1]));
-  __m512i w2 = _mm512_set1_epi32(static_cast<int>(stream.counter[2]));
-  __m512i w3 = _mm512_set1_epi32(static_cast<int>(stream.counter[3]));
-  const __m512i factor0 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor0));
-  const __m512i factor1 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor1));
-  uint32_t k0 = stream.key[0], k1 = stream.key[1];
-  for (int round = 0; round < 10; ++round) {
-    // Even and odd lanes are multiplied apart; their halves are then put back into place.
-    const __m512i even0 = _mm512_mul_epu32(w0, factor0);
-    const __m512i odd0 = _mm512_mul_epu32(_mm512_srli_epi64(w0, 32), factor0);
-    const __m512i even1 = _mm512_mul_epu32(w2, factor1);
-    const __m512i odd1 = _mm512_mul_epu32(_mm512_srli_epi64(w2, 32), factor1);
-    const __m512i high0 = _mm512_mask_mov_epi32(_mm512_srli_epi64(even0, 32), 0xAAAA, odd0);
-    const __m512i high1 = _mm512_mask_mov_epi32(_mm512_srli_epi64(even1, 32), 0xAAAA, odd1);
-    const __m512i low0 = _mm512_mask_mov_epi32(even0, 0xAAAA, _mm512_slli_epi64(odd0, 32));
-    const __m512i low1 = _mm512_mask_mov_epi32(even1, 0xAAAA, _mm512_slli_epi64(odd1, 32));
-    const __m512i key0 = _mm512_set1_epi32(static_cast<int>(k0));
-    const __m512i key1 = _mm512_set1_epi32(static_cast<int>(k1));
-    w0 = _mm512_xor_si512(_mm512_xor_si512(high1, w1), key0);
-    w2 = _mm512_xor_si512(_mm512_xor_si512(high0, w3), key1);
-    w1 = low1;
-    w3 = low0;
-    k0 += kPhiloxWeyl0;
-    k1 += kPhiloxWeyl1;
+// What PlainLanes has.
+struct Avx512Lanes {
+  // GCC does not find the 32 x 32 -> 64 bit multiplication of 512-bit vectors by itself.
+  TTC_TARGET_AVX512 static void philox(const PhiloxStream& stream, const uint32_t* counters,
+                                                         uint32_t* words) {
+    __m512i w0 = _mm512_loadu_si512(counters);
+    __m512i w1 = _mm512_set1_epi32(static_cast<int>(stream.counter[1]));
+    __m512i w2 = _mm512_set1_epi32(static_cast<int>(stream.counter[2]));
+    __m512i w3 = _mm512_set1_epi32(static_cast<int>(stream.counter[3]));
+    const __m512i factor0 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor0));
+    const __m512i factor1 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor1));
+    constexpr auto kOddDown = static_cast<_MM_PERM_ENUM>(0xf5), kEvenUp = static_cast<_MM_PERM_ENUM>(0xa0);
+    uint32_t k0 = stream.key[0], k1 = stream.key[1];
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+      // Even and odd lanes are multiplied apart; their halves are then put back into place.
+      const __m512i even0 = _mm512_mul_epu32(w0, factor0);
+      const __m512i odd0 = _mm512_mul_epu32(_mm512_srli_epi64(w0, 32), factor0);
+      const __m512i even1 = _mm512_mul_epu32(w2, factor1);
+      const __m512i odd1 = _mm512_mul_epu32(_mm512_srli_epi64(w2, 32), factor1);
+      const __m512i high0 = _mm512_mask_shuffle_epi32(odd0, 0x5555, even0, kOddDown);
+      const __m512i high1 = _mm512_mask_shuffle_epi32(odd1, 0x5555, even1, kOddDown);
+      const __m512i low0 = _mm512_mask_shuffle_epi32(even0, 0xaaaa, odd0, kEvenUp);
+      const __m512i low1 = _mm512_mask_shuffle_epi32(even1, 0xaaaa, odd1, kEvenUp);
+      const __m512i key0 = _mm512_set1_epi32(static_cast<int>(k0));
+      const __m512i key1 = _mm512_set1_epi32(static_cast<int>(k1));
+      w0 = _mm512_ternarylogic_epi32(high1, w1, key0, 0x96);
+      w2 = _mm512_ternarylogic_epi32(high0, w3, key1, 0x96);
+      w1 = low1;
+      w3 = low0;
+      k0 += kPhiloxWeyl0;
+      k1 += kPhiloxWeyl1;
+    }
+    _mm512_storeu_si512(words, w0);
+    _mm512_storeu_si512(words + 16, w1);
+    _mm512_storeu_si512(words + 32, w2);
+    _mm512_storeu_si512(words + 48, w3);
   }
-  // Word i of lane j goes to 4 j + i: a transposition inside groups of four lanes, then of groups.
-  const __m512i a = _mm512_unpacklo_epi32(w0, w1), b = _mm512_unpackhi_epi32(w0, w1);
-  const __m512i c = _mm512_unpacklo_epi32(w2, w3), d = _mm512_unpackhi_epi32(w2, w3);
-  const __m512i t0 = _mm512_unpacklo_epi64(a, c), t1 = _mm512_unpackhi_epi64(a, c);
-  const __m512i t2 = _mm512_unpacklo_epi64(b, d), t3 = _mm512_unpackhi_epi64(b, d);
-  const __m512i u0 = _mm512_shuffle_i32x4(t0, t1, 0x44), u1 = _mm512_shuffle_i32x4(t2, t3, 0x44);
-  const __m512i u2 = _mm512_shuffle_i32x4(t0, t1, 0xee), u3 = _mm512_shuffle_i32x4(t2, t3, 0xee);
-  _mm512_storeu_si512(random, _mm512_shuffle_i32x4(u0, u1, 0x88));
-  _mm512_storeu_si512(random + 16, _mm512_shuffle_i32x4(u0, u1, 0xdd));
-  _mm512_storeu_si512(random + 32, _mm512_shuffle_i32x4(u2, u3, 0x88));
-  _mm512_storeu_si512(random + 48, _mm512_shuffle_i32x4(u2, u3, 0xdd));
-}
+
+  TTC_TARGET_AVX512 static int64_t index_of_largest(const float* numbers, int64_t n) {
+    __m512 lanes = _mm512_loadu_ps(numbers);
+    for (int64_t i = kRowLanes; i < n; i += kRowLanes) lanes = _mm512_max_ps(lanes, _mm512_loadu_ps(numbers + i));
+    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(lanes));
+    for (int64_t i = 0;; i += kRowLanes) {
+      const __mmask16 found = _mm512_cmp_ps_mask(_mm512_loadu_ps(numbers + i), largest, _CMP_EQ_OQ);
+      if (found != 0) return i + __builtin_ctz(found);
+    }
+  }
+
+  TTC_TARGET_AVX512 static uint64_t reaching(const RowDist& d, const float* logits, float noise,
+                                                               float score) {
+    const __m512 pivot = _mm512_set1_ps(d.pivot), max = _mm512_set1_ps(d.max), bound = _mm512_set1_ps(score);
+    const __m512 inv = _mm512_set1_ps(d.inv_temperature), most = _mm512_set1_ps(noise);
+    uint64_t bits = 0;
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kRowPiece; j += kRowLanes) {
+      const __m512 l = _mm512_loadu_ps(logits + j);
+      // Not to be fused: this rounds as the scores do.
+      const __m512 scaled = _mm512_mul_ps(_mm512_sub_ps(l, max), inv);
+      const __mmask16 kept = _mm512_cmp_ps_mask(l, pivot, _CMP_GE_OQ);
+      bits |= static_cast<uint64_t>(_mm512_mask_cmp_ps_mask(kept, _mm512_add_ps(scaled, most), bound, _CMP_GE_OQ)) << j;
+    }
+    return bits;
+  }
+};
 
 // Numbers as wide as the floats of a row.
 template <Dtype kDtype>

@@ -225,7 +225,7 @@ TTC_ALWAYS_INLINE int64_t entropy_mass(const RowDist& d, const RowView& row) {
 // is left of its probability when c times the draft's is taken away.
 struct Race {
   RowView row;
-  const float* tops = nullptr;  // from scan_row, filled up with -inf to a multiple of 16
+  const float* tops = nullptr;  // from scan_row, filled up with -inf to a multiple of 64
   RowDist target;
   PhiloxStream stream;
   RowView draft;  // the draft's logits; data null: none
@@ -235,33 +235,58 @@ struct Race {
   int64_t num_excluded = 0;
 };
 
-// The words of 16 counters from c0 on.
-using PhiloxBlock = void (*)(const PhiloxStream& stream, uint32_t c0, uint32_t* random);
-
-TTC_ALWAYS_INLINE void philox_block(const PhiloxStream& stream, uint32_t c0, uint32_t* random) {
-  for (int64_t j = 0; j < kRowLanes; ++j) {
-    const Philox4 words = philox_draw(stream, c0 + static_cast<uint32_t>(j));
-    for (int64_t i = 0; i < 4; ++i) random[4 * j + i] = words.word[i];
+// What a race does with 16 or 64 numbers at a time, in plain loops.
+struct PlainLanes {
+  // words[16 i + j] = word i of counter j.
+  TTC_ALWAYS_INLINE static void philox(const PhiloxStream& stream, const uint32_t* counters, uint32_t* words) {
+    for (int64_t j = 0; j < kRowLanes; ++j) {
+      const Philox4 drawn = philox_draw(stream, counters[j]);
+      for (int64_t i = 0; i < 4; ++i) words[kRowLanes * i + j] = drawn.word[i];
+    }
   }
-}
 
-// The earliest clocks of 16 blocks, and what the best scores in them may be.
-struct NoiseBlocks {
-  float least[kRowLanes], bound[kRowLanes];
-  int32_t place[kRowLanes];
+  // The first of the largest of n numbers, a multiple of 16.
+  TTC_ALWAYS_INLINE static int64_t index_of_largest(const float* numbers, int64_t n) {
+    float lanes[kRowLanes];
+    std::copy_n(numbers, kRowLanes, lanes);
+    for (int64_t i = kRowLanes; i < n; i += kRowLanes) {
+      for (int64_t j = 0; j < kRowLanes; ++j) lanes[j] = numbers[i + j] > lanes[j] ? numbers[i + j] : lanes[j];
+    }
+    const float largest = *std::max_element(lanes, lanes + kRowLanes);
+    return std::find(numbers, numbers + n, largest) - numbers;
+  }
 
-  NoiseBlock operator[](int64_t j) const { return {least[j], place[j]}; }
+  // Which of 64 tokens could reach `score` with the largest noise there is. Rounding is monotonic, so
+  // the bound holds for the rounded scores as well.
+  TTC_ALWAYS_INLINE static uint64_t reaching(const RowDist& d, const float* logits, float noise, float score) {
+    int32_t reaches[kRowPiece], any = 0;
+    for (int64_t j = 0; j < kRowPiece; ++j) {
+      reaches[j] = (logits[j] >= d.pivot) & ((logits[j] - d.max) * d.inv_temperature + noise >= score) ? 1 : 0;
+      any |= reaches[j];
+    }
+    uint64_t bits = 0;
+    for (int64_t j = 0; any != 0 && j < kRowPiece; ++j) bits |= static_cast<uint64_t>(reaches[j]) << j;
+    return bits;
+  }
 };
 
-template <PhiloxBlock kPhiloxBlock>
+// The earliest clocks of 64 blocks, and what the best scores in them may be.
+struct NoiseBlocks {
+  float least[kRowPiece], bound[kRowPiece];
+  int32_t place[kRowPiece];
+};
+
+// Many at a time, since what is computed of one block is one long chain.
+template <class Lanes>
 TTC_ALWAYS_INLINE void draw_noise_blocks(const PhiloxStream& stream, int64_t block, NoiseBlocks& noise) {
-  uint32_t random[4 * kRowLanes], word0[kRowLanes], word1[kRowLanes];
-  kPhiloxBlock(stream, kNoiseBlockCounter + static_cast<uint32_t>(block), random);
-  for (int64_t j = 0; j < kRowLanes; ++j) {
-    word0[j] = random[4 * j];
-    word1[j] = random[4 * j + 1];
+  uint32_t counters[kRowLanes], words[4 * kRowLanes], word0[kRowPiece], word1[kRowPiece];
+  for (int64_t i = 0; i < kRowPiece; i += kRowLanes) {
+    for (int64_t j = 0; j < kRowLanes; ++j) counters[j] = kNoiseBlockCounter + static_cast<uint32_t>(block + i + j);
+    Lanes::philox(stream, counters, words);
+    std::copy_n(words, kRowLanes, word0 + i);
+    std::copy_n(words + kRowLanes, kRowLanes, word1 + i);
   }
-  for (int64_t j = 0; j < kRowLanes; ++j) {
+  for (int64_t j = 0; j < kRowPiece; ++j) {
     const NoiseBlock drawn = noise_block_of(word0[j], word1[j]);
     noise.least[j] = drawn.least;
     noise.place[j] = drawn.place;
@@ -269,61 +294,59 @@ TTC_ALWAYS_INLINE void draw_noise_blocks(const PhiloxStream& stream, int64_t blo
   }
 }
 
-// The scores of 64 tokens from index `first` on; -inf for those that are not kept. Returns whether any
-// is `least` or more. `draft` is null if nothing is taken away, `noise` if there is none.
-template <PhiloxBlock kPhiloxBlock, bool kNoise, bool kResidual>
-TTC_ALWAYS_INLINE bool score_piece(const Race& a, const float* logits, const float* draft, int64_t first,
-                                   const NoiseBlock& noise, float least, float* scores) {
+// Tokens of any blocks that may win a race, to be scored together.
+struct Candidates {
+  int64_t count = 0;
+  int32_t token[kRowLanes] = {};
+  float logit[kRowLanes] = {}, draft[kRowLanes] = {};
+  NoiseBlock noise[kRowLanes] = {};
+};
+
+// Their scores; -inf for those that are not kept.
+template <class Lanes, bool kNoise, bool kResidual>
+TTC_ALWAYS_INLINE void score_candidates(const Race& a, const Candidates& x, float* scores) {
   const RowDist& d = a.target;
-  uint32_t random[kRowPiece];
-  if constexpr (kNoise) kPhiloxBlock(a.stream, static_cast<uint32_t>(first / 4), random);
-  int32_t any = 0;
-  for (int64_t j = 0; j < kRowPiece; ++j) {
-    const float l = logits[j];
-    const int64_t index = first + j;
-    bool kept = is_kept(d, l, index);
+  uint32_t counters[kRowLanes], words[4 * kRowLanes], random[kRowLanes];
+  if constexpr (kNoise) {
+    for (int64_t j = 0; j < kRowLanes; ++j) counters[j] = static_cast<uint32_t>(x.token[j]) / 4;
+    Lanes::philox(a.stream, counters, words);
+    for (int64_t j = 0; j < kRowLanes; ++j) random[j] = words[x.token[j] % 4 * kRowLanes + j];
+  }
+  for (int64_t j = 0; j < kRowLanes; ++j) {
+    const float l = x.logit[j];
+    bool kept = is_kept(d, l, x.token[j]);
     float score = (l - d.max) * d.inv_temperature;
     if constexpr (kResidual) {
-      const float p = probability(d, l, index);
-      const float r = remainder_of(p, a.c, probability(a.draft_dist, draft[j], index));
+      const float p = probability(d, l, x.token[j]);
+      const float r = remainder_of(p, a.c, probability(a.draft_dist, x.draft[j], x.token[j]));
       kept &= r > 0.0f;
       score = score + log_fp32(kept ? r / p : 1.0f);
     }
-    if constexpr (kNoise) score = score + token_noise(noise, index, random[j]);
-    score = kept ? score : kLowest;
-    scores[j] = score;
-    any |= (score > kLowest) & (score >= least) ? 1 : 0;
+    if constexpr (kNoise) score = score + token_noise(x.noise[j], x.token[j], random[j]);
+    scores[j] = kept ? score : kLowest;
   }
-  return any != 0;
 }
 
-// Whether a token among these 64 could reach `score` with the largest noise there is. Rounding is
-// monotonic, so the bound holds for the rounded scores as well.
-TTC_ALWAYS_INLINE bool may_reach(const RowDist& d, const float* logits, float noise, float score) {
-  int32_t any = 0;
-  for (int64_t j = 0; j < kRowPiece; ++j) {
-    any |= (logits[j] >= d.pivot) & ((logits[j] - d.max) * d.inv_temperature + noise >= score) ? 1 : 0;
-  }
-  return any != 0;
-}
-
-// Calls body(first, scores) for each 64 tokens from index `first` on of which one may reach least().
-template <PhiloxBlock kPhiloxBlock, bool kNoise, bool kResidual, typename Least, typename Body>
+// Calls body(found) for tokens with their scores, for all at least that reach least().
+//
+// The block that may reach most is visited first: it raises least() the soonest, and once what is left
+// cannot reach it, hardly a block has been visited in vain.
+template <class Lanes, bool kNoise, bool kResidual, typename Least, typename Body>
 TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body& body) {
+  constexpr int64_t kBatch = 1024;  // blocks that are put in order together
   const RowDist& d = a.target;
-  float buffer[kRowBlock], draft_buffer[kRowBlock], scores[kRowPiece], reach[kRowLanes];
-  NoiseBlocks noise = {};
-  for (int64_t b = 0; b < a.row.num_blocks(); ++b) {
-    if (b % kRowLanes == 0) {
-      if constexpr (kNoise) draw_noise_blocks<kPhiloxBlock>(a.stream, b, noise);
-      for (int64_t j = 0; j < kRowLanes; ++j) {
-        const float top = a.tops[b + j];
-        const float score = (top - d.max) * d.inv_temperature + noise.bound[j];
-        reach[j] = top >= d.pivot ? score : std::numeric_limits<float>::quiet_NaN();
-      }
+  float buffer[kRowBlock], draft_buffer[kRowBlock], reach[kBatch];
+  NoiseBlocks noises[kBatch / kRowPiece];
+  Candidates candidates;
+  const auto score = [&]() __attribute__((always_inline)) {
+    float scores[kRowLanes];
+    score_candidates<Lanes, kNoise, kResidual>(a, candidates, scores);
+    for (int64_t j = 0; j < candidates.count; ++j) {
+      if (scores[j] > kLowest) body(Winner{scores[j], candidates.token[j]});
     }
-    if (!(reach[b % kRowLanes] >= least())) continue;
-    const int64_t first = b * kRowBlock;
+    candidates.count = 0;
+  };
+  const auto visit = [&](int64_t first, const NoiseBlock& noise, float bound) __attribute__((always_inline)) {
     const float* logits = block_of(a.row, first, buffer);
     const float* draft = kResidual ? block_of(a.draft, first, draft_buffer) : nullptr;
     const int32_t* last = a.excluded + a.num_excluded;
@@ -332,76 +355,78 @@ TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body&
       logits = buffer;
       buffer[*at - first] = kLowest;
     }
-    const float bound = noise.bound[b % kRowLanes];
     for (int64_t i = 0; i < kRowBlock; i += kRowPiece) {
-      if (!may_reach(d, logits + i, bound, least())) continue;
-      if (score_piece<kPhiloxBlock, kNoise, kResidual>(a, logits + i, kResidual ? draft + i : nullptr, first + i,
-                                                       noise[b % kRowLanes], least(), scores)) {
-        body(first + i, scores);
+      for (uint64_t bits = Lanes::reaching(d, logits + i, bound, least()); bits != 0; bits &= bits - 1) {
+        const int64_t token = i + __builtin_ctzll(bits), j = candidates.count++;
+        candidates.token[j] = static_cast<int32_t>(first + token);
+        candidates.logit[j] = logits[token];
+        if constexpr (kResidual) candidates.draft[j] = draft[token];
+        candidates.noise[j] = noise;
+        if (candidates.count == kRowLanes) score();
       }
     }
-  }
-}
-
-// A score that many blocks cannot reach: that of a token which is likely, whether the argmax takes part
-// or not. -inf if none is found.
-TTC_ALWAYS_INLINE Winner likely_winner(const Race& a) {
-  int64_t likely = a.target.argmax / kRowBlock;
-  if (a.num_excluded > 0) {
-    const int32_t* excluded = a.excluded;
-    float top = kLowest;
-    for (int64_t b = 0; b < a.row.num_blocks(); ++b) {
-      bool is_whole = true;
-      for (; excluded != a.excluded + a.num_excluded && *excluded < (b + 1) * kRowBlock; ++excluded) is_whole = false;
-      if (!is_whole || !(a.tops[b] > top)) continue;
-      top = a.tops[b];
-      likely = b;
+  };
+  for (int64_t begin = 0; begin < a.row.num_blocks(); begin += kBatch) {
+    int64_t count = 0;
+    for (; count < kBatch && begin + count < a.row.num_blocks(); count += kRowPiece) {
+      NoiseBlocks& noise = noises[count / kRowPiece];
+      if constexpr (kNoise) draw_noise_blocks<Lanes>(a.stream, begin + count, noise);
+      for (int64_t j = 0; j < kRowPiece; ++j) {
+        const float top = a.tops[begin + count + j];
+        const float score = (top - d.max) * d.inv_temperature + (kNoise ? noise.bound[j] : 0.0f);
+        reach[count + j] = top >= d.pivot ? score : kLowest;
+      }
     }
-    if (top == kLowest) return kNoWinner;
+    for (;;) {
+      const int64_t at = Lanes::index_of_largest(reach, count);
+      if (reach[at] == kLowest || reach[at] < least()) break;
+      reach[at] = kLowest;
+      const NoiseBlocks& noise = noises[at / kRowPiece];
+      const int64_t j = at % kRowPiece;
+      if constexpr (kNoise) {
+        visit((begin + at) * kRowBlock, {noise.least[j], noise.place[j]}, noise.bound[j]);
+      } else {
+        visit((begin + at) * kRowBlock, {}, 0.0f);
+      }
+    }
+    score();
   }
-  float buffer[kRowBlock];
-  const float* logits = block_of(a.row, likely * kRowBlock, buffer);
-  const int64_t at = std::find(logits, logits + kRowBlock, a.tops[likely]) - logits;
-  const int64_t token = likely * kRowBlock + at;
-  if (at == kRowBlock || !is_kept(a.target, logits[at], token)) return kNoWinner;
-  return {(logits[at] - a.target.max) * a.target.inv_temperature + token_noise(a.stream, token), token};
 }
 
 // The winner of a row, the lower index on a tie; kNoWinner if no token takes part.
-template <PhiloxBlock kPhiloxBlock, bool kResidual>
+template <class Lanes, bool kResidual>
 TTC_ALWAYS_INLINE Winner race_blocks(const Race& a) {
-  Winner best = kResidual ? kNoWinner : likely_winner(a);
-  for_scores<kPhiloxBlock, true, kResidual>(
+  Winner best = kNoWinner;
+  // The likeliest token's score is out of reach for most blocks; its logit is the largest, less which
+  // it is 0.
+  const int32_t likeliest = a.target.argmax;
+  if (!kResidual && !std::binary_search(a.excluded, a.excluded + a.num_excluded, likeliest)) {
+    best = {token_noise(a.stream, likeliest), likeliest};
+  }
+  for_scores<Lanes, true, kResidual>(
       a, [&]() __attribute__((always_inline)) { return best.score; },
-      [&](int64_t first, const float* scores) __attribute__((always_inline)) {
-        for (int64_t j = 0; j < kRowPiece; ++j) {
-          const Winner found = {scores[j], first + j};
-          if (beats(found, best)) best = found;
-        }
+      [&](const Winner& found) __attribute__((always_inline)) {
+        if (beats(found, best)) best = found;
       });
   return best;
 }
 
-template <PhiloxBlock kPhiloxBlock>
+template <class Lanes>
 TTC_ALWAYS_INLINE Winner race_row(const Race& a) {
-  return a.draft.data == nullptr ? race_blocks<kPhiloxBlock, false>(a) : race_blocks<kPhiloxBlock, true>(a);
+  return a.draft.data == nullptr ? race_blocks<Lanes, false>(a) : race_blocks<Lanes, true>(a);
 }
 
 // The k best scores of a row in falling order, with noise or without; returns how many there are.
-template <PhiloxBlock kPhiloxBlock, bool kNoise>
+template <class Lanes, bool kNoise>
 TTC_ALWAYS_INLINE int64_t top_scores(const Race& a, int64_t k, Winner* best) {
   int64_t count = 0;
-  for_scores<kPhiloxBlock, kNoise, false>(
+  for_scores<Lanes, kNoise, false>(
       a, [&]() __attribute__((always_inline)) { return count < k ? kLowest : best[k - 1].score; },
-      [&](int64_t first, const float* scores) __attribute__((always_inline)) {
-        for (int64_t j = 0; j < kRowPiece; ++j) {
-          const Winner found = {scores[j], first + j};
-          if (found.score == kLowest) continue;
-          if (count == k && !beats(found, best[k - 1])) continue;
-          int64_t place = count < k ? count++ : k - 1;
-          for (; place > 0 && beats(found, best[place - 1]); --place) best[place] = best[place - 1];
-          best[place] = found;
-        }
+      [&](const Winner& found) __attribute__((always_inline)) {
+        if (count == k && !beats(found, best[k - 1])) return;
+        int64_t place = count < k ? count++ : k - 1;
+        for (; place > 0 && beats(found, best[place - 1]); --place) best[place] = best[place - 1];
+        best[place] = found;
       });
   return count;
 }
