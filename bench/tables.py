@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .generate import CONTENDERS
+from .peers import OWN
 from .verify import CALL, READ
 
 _ROOT = Path(__file__).parent.parent
@@ -45,7 +46,10 @@ def _fill(page: str, name: str, make: Callable[[dict[str, Any]], str]) -> None:
 def summary(document: dict[str, Any]) -> str:
     """Ours beside the best torch formulation of each tree, over all trees."""
     results = [r for r in document["results"] if not r["skipped"]]
-    ratios = [min(p["ratio"] for p in r["peers"].values() if p["ratio"]) for r in results]
+    ratios = [
+        min(p["ratio"] for name, p in r["peers"].items() if name not in OWN and p["ratio"])
+        for r in results
+    ]
     slowest, fastest = min(ratios), max(ratios)
     roofline = [r["roofline_fraction"] for r in results]
     return (

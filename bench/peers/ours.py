@@ -79,6 +79,11 @@ class Ours:
         )
 
 
+def build_deterministic(problem: Problem) -> Run:
+    """Our kernels with a plan that cuts at fixed positions."""
+    return Ours(problem, deterministic=True)
+
+
 def build_in_triton(problem: Problem) -> Run:
     """Our Triton kernels, beside those in CUDA."""
     return Ours(problem, backend="triton")

@@ -11,7 +11,8 @@
 //                                     no entries at all if no row has a draft tree
 //   merge_query [num_merges]          planned queries whose output is merged from partials
 //   merge_ptr   [num_merges + 1]      ... and where their partials are listed
-//   merge_slot  [num_merge_slots]     partial slots in path order
+//   merge_slot  [num_merge_slots]     partial slots in path order; ~slot where chunks are folded and the
+//                                     partial begins a stretch
 //   q_merge     [num_queries]         planned query -> its index in merge_query, -1: not merged
 //
 // "Planned query" means: query tokens in depth-first order of the tree, so that the queries below any
@@ -26,6 +27,13 @@
 #include <cstdint>
 
 namespace ttc {
+
+// Chunks are folded from left to right within a stretch, and stretches within a row. So a stretch may be
+// one item or several, and a row's first stretches too: no bit depends on it.
+//
+//    chunk 0   1   2   3  |  4   5   6   7  |  8   9
+//         ((((0 + 1) + 2) + 3) + (((4 + 5) + 6) + 7)) + (8 + 9)
+constexpr int32_t kStretchTokens = 512;
 
 struct WorkItem {
   int32_t q_begin;       // first planned query
@@ -53,7 +61,7 @@ struct PlanHeader {
   int32_t page_size, num_q_heads, num_kv_heads, head_dim;
   int32_t window_left;  // -1: unlimited
   int32_t max_page;     // largest page id in use, -1 if none
-  int32_t chunk;  // deterministic: items that begin at 0 and are longer are folded chunk by chunk; 0: not
+  int32_t chunk;  // deterministic: tokens of a chunk; 0: not
   int32_t items, pages, q_token, q_row, q_back, draft, merge_query, merge_ptr, merge_slot, q_merge;
   int32_t reserved[6];
 };

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "common/plan_layout.h"
 #include "host/cut.h"
 
 namespace ttc {
@@ -99,25 +100,28 @@ void split_long(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr,
   rectangles = std::move(out);
 }
 
-void join_first_chunks(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr, const PlanOptions& options) {
+void split_stretches(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr, const PlanOptions& options,
+                     std::pmr::memory_resource* memory) {
   double total = 0;
   for (const Rectangle& r : rectangles) {
     const Part p(r, query_ptr, options);
     total += p.unit * p.tiles * double(options.num_kv_heads);
   }
   const double largest = total / double(options.num_workers) / 2;  // half of a worker's share
-  size_t kept = 0;
-  for (const Rectangle& r : rectangles) {
-    Rectangle joined = kept > 0 ? rectangles[kept - 1] : r;
-    const bool follows = kept > 0 && joined.k_begin == 0 && joined.k_end == r.k_begin &&
-                         joined.row_begin == r.row_begin && joined.row_end == r.row_end;
-    joined.k_end = r.k_end;
-    if (follows && Part(joined, query_ptr, options).unit <= largest)
-      rectangles[kept - 1] = joined;
-    else
-      rectangles[kept++] = r;
+  Vector<Rectangle> out(memory);
+  out.reserve(rectangles.size());
+  for (Rectangle r : rectangles) {
+    const Part p(r, query_ptr, options);
+    if (p.tokens > kStretchTokens && p.unit > largest) {
+      const auto fit = int32_t(p.tokens * (largest / p.unit)) / kStretchTokens * kStretchTokens;
+      for (int32_t end = std::max(fit, kStretchTokens); end < r.k_end; end += kStretchTokens) {
+        out.push_back({r.row_begin, r.row_end, r.k_begin, end});
+        r.k_begin = end;
+      }
+    }
+    out.push_back(r);
   }
-  rectangles.resize(kept);
+  rectangles = std::move(out);
 }
 
 }  // namespace ttc

@@ -98,7 +98,8 @@ py::tuple cut(const ttc::PlanOptions& options, const py::object& block_tables, c
   const ttc::Trie trie = ttc::build_trie(rows, scratch.memory());
   const ttc::Queries queries(trie, rows, scratch.memory());
   ttc::CutCosts costs{};
-  const auto rectangles = ttc::cut_by_cost(trie, queries.row_ptr, options, costs, scratch.memory());
+  const auto cut = options.fold ? ttc::cut_folded : ttc::cut_by_cost;
+  const auto rectangles = cut(trie, queries.row_ptr, options, costs, scratch.memory());
   const auto matrix = [](const auto& rows_of_ints, int64_t columns) {
     IntArray out({py::ssize_t(rows_of_ints.size()), py::ssize_t(columns)});
     if (!rows_of_ints.empty()) std::memcpy(out.mutable_data(), rows_of_ints.data(), size_t(out.nbytes()));
@@ -112,8 +113,8 @@ ttc::PlanOptions make_options(int64_t page_size, int64_t num_q_heads, int64_t nu
                               int64_t element_bytes, int64_t window_left, int64_t chunk, bool fold, int64_t num_workers,
                               int64_t max_tile_rows, int64_t fixed_tile_rows, const py::dict& cost) {
   const auto number = [&](const char* name) { return cost[name].cast<double>(); };
-  ttc::PlanOptions o{page_size,   num_q_heads,   num_kv_heads, head_dim, element_bytes,
-                     window_left, chunk,         fold,         num_workers, {},       {}};
+  ttc::PlanOptions o{page_size, num_q_heads, num_kv_heads, head_dim, element_bytes, window_left, chunk,
+                     fold,      num_workers, {},           {}};
   ttc::check_options(o);
   const int64_t group = num_q_heads / num_kv_heads;
   const int64_t tile_rows = fixed_tile_rows ? fixed_tile_rows : max_tile_rows;
@@ -146,8 +147,8 @@ void bind_planner(py::module_& m) {
   py::class_<ttc::PlanOptions>(m, "PlanOptions", "What all plans of one TreeAttentionPlan have in common.")
       .def(py::init(&make_options), py::kw_only(), py::arg("page_size"), py::arg("num_q_heads"),
            py::arg("num_kv_heads"), py::arg("head_dim"), py::arg("element_bytes"), py::arg("window_left"),
-           py::arg("chunk"), py::arg("fold"), py::arg("num_workers"), py::arg("max_tile_rows"), py::arg("fixed_tile_rows"),
-           py::arg("cost"))
+           py::arg("chunk"), py::arg("fold"), py::arg("num_workers"), py::arg("max_tile_rows"),
+           py::arg("fixed_tile_rows"), py::arg("cost"))
       .def(
           "item_cost",
           [](const ttc::PlanOptions& o, int32_t queries, int64_t tokens, bool is_partial) {
@@ -160,6 +161,7 @@ void bind_planner(py::module_& m) {
         "lengths, stats). Arrays are checked for type and shape by ttc_kernels.plan_tree_attention.",
         py::arg("options"), py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_lens"), py::arg("reserved_lens"),
         py::arg("draft_parents"), py::arg("allocate"));
-  m.def("cut", &cut, "The cut by cost alone: (rectangles, order, trie nodes, costs).", py::arg("options"),
-        py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_lens"));
+  m.def("cut", &cut,
+        "The cheapest cut alone, before long rectangles are split: (rectangles, order, trie nodes, costs).",
+        py::arg("options"), py::arg("block_tables"), py::arg("kv_lens"), py::arg("q_lens"));
 }

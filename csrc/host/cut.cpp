@@ -8,7 +8,7 @@
 
 namespace ttc {
 
-Vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options, std::pmr::memory_resource* memory) {
+Vector<Rectangle> cut_at_chunks(const Trie& trie, const PlanOptions& options, std::pmr::memory_resource* memory) {
   const int64_t page = options.page_size, chunk = options.chunk;
   Vector<Rectangle> out(memory);
   out.reserve(2 * trie.nodes.size());

@@ -14,11 +14,8 @@ struct Rectangle {
   int32_t k_begin, k_end;
 };
 
-// Both cover each row's path exactly once, in path order. query_ptr[i] is the first planned query of
+// All cover each row's path exactly once, in path order. query_ptr[i] is the first planned query of
 // depth-first row i.
-
-// Cuts at multiples of PlanOptions::chunk and nowhere else.
-Vector<Rectangle> cut_deterministic(const Trie& trie, const PlanOptions& options, std::pmr::memory_resource* memory);
 
 // Modelled time of one worker, per KV head, in nanoseconds.
 struct CutCosts {
@@ -33,11 +30,20 @@ constexpr int32_t kMaxSpan = 32;
 Vector<Rectangle> cut_by_cost(const Trie& trie, const Vector<int32_t>& query_ptr, const PlanOptions& options,
                               CutCosts& costs, std::pmr::memory_resource* memory);
 
+// Cuts at every multiple of PlanOptions::chunk and nowhere else.
+Vector<Rectangle> cut_at_chunks(const Trie& trie, const PlanOptions& options, std::pmr::memory_resource* memory);
+
+// The cheapest cut at some of these places. A rectangle that begins a stretch (see plan_layout.h) goes up
+// to its end at most, one that begins a row to the end of some stretch, or of the row; others are a chunk.
+Vector<Rectangle> cut_folded(const Trie& trie, const Vector<int32_t>& query_ptr, const PlanOptions& options,
+                             CutCosts& costs, std::pmr::memory_resource* memory);
+
 // Cuts rectangles along the keys where some worker would otherwise be left with too large a piece.
 void split_long(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr, const PlanOptions& options,
                 std::pmr::memory_resource* memory);
 
-// Joins the chunks from 0 on of a deterministic cut, as far as the balance allows.
-void join_first_chunks(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr, const PlanOptions& options);
+// The same for those of a folded cut that span several stretches.
+void split_stretches(Vector<Rectangle>& rectangles, const Vector<int32_t>& query_ptr, const PlanOptions& options,
+                     std::pmr::memory_resource* memory);
 
 }  // namespace ttc

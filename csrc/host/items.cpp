@@ -164,9 +164,11 @@ void Items::write_merges(int32_t* query, int32_t* ptr, int32_t* slot, int32_t* q
     at += slots_of_[q];
   }
   *ptr = at;
-  for (const WorkItem& item : items_)
+  for (const WorkItem& item : items_) {
+    const bool begins_stretch = o_.fold && item.k_begin % kStretchTokens == 0;
     for (int32_t i = 0; item.partial_base >= 0 && i < item.q_count; ++i)
-      slot[next[item.q_begin + i]++] = item.partial_base + i;
+      slot[next[item.q_begin + i]++] = begins_stretch ? ~(item.partial_base + i) : item.partial_base + i;
+  }
 }
 
 void Items::describe(PlanStats& s) const {

@@ -151,13 +151,14 @@ PlanStats make_plan(std::span<PlanRow> rows, const PlanOptions& options, const A
   const Queries queries(trie, rows, memory);
   PlanStats stats;
   CutCosts costs{};
-  Vector<Rectangle> rectangles = options.chunk ? cut_deterministic(trie, options, memory)
-                                                       : cut_by_cost(trie, queries.row_ptr, options, costs, memory);
+  Vector<Rectangle> rectangles = options.fold    ? cut_folded(trie, queries.row_ptr, options, costs, memory)
+                                 : options.chunk ? cut_at_chunks(trie, options, memory)
+                                                 : cut_by_cost(trie, queries.row_ptr, options, costs, memory);
   stats.trie_nodes = int64_t(trie.nodes.size());
   stats.rectangles = int64_t(rectangles.size());
   trim_to_window(rectangles, queries, rows, options);
   if (!options.chunk) split_long(rectangles, queries.row_ptr, options, memory);
-  if (options.fold) join_first_chunks(rectangles, queries.row_ptr, options);
+  if (options.fold) split_stretches(rectangles, queries.row_ptr, options, memory);
   Items items(trie, rows, queries, options, memory);
   items.add(rectangles);
   items.finish();

@@ -27,7 +27,7 @@ struct PlanOptions {
   int64_t element_bytes;  // of a key or value
   int64_t window_left;    // -1: unlimited
   int64_t chunk;          // deterministic plans cut at multiples of this many tokens only; 0: cut by cost
-  bool fold;              // the kernel folds the chunks of items that begin at 0: those may span several
+  bool fold;              // the kernel folds chunks: items may span several, see plan_layout.h
   int64_t num_workers;
   Tiling tiling;
   CostModel cost;

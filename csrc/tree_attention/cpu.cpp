@@ -66,32 +66,29 @@ TileScratch carve(Arena& arena, int64_t group, int64_t dim) {
   // Sizes for fp32 operands; bf16 ones need half of it.
   const int64_t keys = kMaxTileHeads * packed_head(dim);
   const int64_t scores = std::min<int64_t>(rows, std::max<int64_t>(group, kMaxTileRows)) * kTileKeys;
-  const int64_t sizes[] = {rows * dim, keys, keys,       scores / 2, scores, rows * dim, rows,    rows,
-                           rows,       rows, rows * dim, rows,       rows,   2 * rows,   2 * rows};
-  constexpr int kParts = sizeof sizes / sizeof *sizes;
-  int64_t total = 0;
-  for (const int64_t s : sizes) total += (s + 15) / 16 * 16;
-  auto* at = reinterpret_cast<float*>(arena.reserve(size_t(total) * sizeof(float)));
-  float* part[kParts];
-  for (int i = 0; i < kParts; ++i) {
-    part[i] = at;
-    at += (sizes[i] + 15) / 16 * 16;
-  }
-  return {part[0],
-          part[1],
-          part[2],
-          part[3],
-          part[4],
-          part[5],
-          part[6],
-          part[7],
-          part[8],
-          part[9],
-          part[10],
-          part[11],
-          part[12],
-          reinterpret_cast<int64_t*>(part[13]),
-          reinterpret_cast<int64_t*>(part[14])};
+  const auto lay_out = [&](char* memory) {
+    int64_t used = 0;
+    const auto take = [&](int64_t floats) {
+      char* const part = memory == nullptr ? nullptr : memory + used;
+      used += (floats * int64_t(sizeof(float)) + 63) / 64 * 64;
+      return reinterpret_cast<float*>(part);
+    };
+    const auto states = [&] { return RowStates{take(rows * dim), take(rows), take(rows)}; };
+    const TileScratch s{take(rows * dim),
+                        take(keys),
+                        take(keys),
+                        take(scores / 2),
+                        take(scores),
+                        take(rows),
+                        take(rows),
+                        states(),
+                        states(),
+                        states(),
+                        reinterpret_cast<int64_t*>(take(2 * rows)),
+                        reinterpret_cast<int64_t*>(take(2 * rows))};
+    return std::pair(s, used);
+  };
+  return lay_out(arena.reserve(size_t(lay_out(nullptr).second))).first;
 }
 
 // A piece of work for one worker: some KV heads of an item.

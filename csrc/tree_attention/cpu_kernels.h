@@ -5,7 +5,8 @@
 
 namespace ttc {
 
-constexpr int kTileKeys = 128;  // keys handled at once; divides the planner's chunk
+constexpr int kTileKeys = 128;  // keys handled at once; where chunks are folded, a chunk
+static_assert(kStretchTokens % kTileKeys == 0);
 // Query rows (a lone GQA group may exceed both):
 constexpr int kMaxTileRows = 128;  // of all KV heads of a unit of several, and of the scores at hand
 constexpr int kMaxUnitRows = 512;  // of a unit of one KV head, for which keys are packed once
@@ -15,11 +16,17 @@ constexpr int kMaxTileHeads = 8;   // KV heads of a unit
 // Packed keys, or values, of one KV head in 32-bit elements, with room for the panels' padding.
 constexpr int64_t packed_head(int64_t dim) { return (kTileKeys + 16) * (dim + 16); }
 
+// Of rows that have met some keys: the output, not normalised, the largest score (base 2) and the sum.
+struct RowStates {
+  float *o, *m, *l;
+};
+
 // One worker's memory, all 64-byte aligned.
 struct TileScratch {
   void *q, *k, *v, *p;  // packed operands
-  float *s, *o, *m, *l, *alpha, *beta;
-  float *folded_o, *folded_m, *folded_l;  // the chunks before the present one
+  float *s, *alpha, *beta;
+  RowStates item;          // all keys, or where chunks are folded those of the present chunk,
+  RowStates stretch, row;  // ... the chunks before it in its stretch, the stretches before that
   int64_t *lo, *hi;
 };
 

@@ -43,7 +43,9 @@ struct Following {
   Following(const TileArgs& args, int64_t next, int64_t end)
       : item(next < end ? args.item : args.next_item),
         kv_head(next < end ? args.kv_head : args.next_kv_head),
-        k(next < end ? next : item ? item->k_begin : 0),
+        k(next < end ? next
+          : item     ? item->k_begin
+                     : 0),
         keys(item ? int(std::min<int64_t>((next < end ? end : item->k_end) - k, kTileKeys)) : 0) {}
 };
 

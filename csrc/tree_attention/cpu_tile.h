@@ -48,13 +48,19 @@ class Tile {
     const PlanView& plan = *a_.plan;
     const int64_t token = plan.q_token[plan.merge_query[index]];
     for (int64_t head = 0; head < h_.num_q_heads; ++head) {
-      float m = -__builtin_inff(), l = 0;
-      __builtin_memset(o_, 0, size_t(dim_) * sizeof(float));
-      for (int64_t i = plan.merge_ptr[index]; i < plan.merge_ptr[index + 1]; ++i) {
-        const int64_t slot = int64_t(plan.merge_slot[i]) * h_.num_q_heads + head;
-        fold(m, l, o_, a_.partial_ml[2 * slot], a_.partial_ml[2 * slot + 1], a_.partial_out + slot * dim_);
+      clear(a_.scratch.stretch, 1);
+      clear(a_.scratch.row, 1);
+      const int64_t begin = plan.merge_ptr[index], end = plan.merge_ptr[index + 1];
+      bool several = false;
+      for (int64_t i = begin; i < end; ++i) {
+        const int32_t entry = plan.merge_slot[i];
+        if (entry < 0 && i > begin) end_stretch(1), several = true;
+        const int64_t slot = int64_t(entry < 0 ? ~entry : entry) * h_.num_q_heads + head;
+        float* const ml = a_.partial_ml + 2 * slot;
+        fold(a_.scratch.stretch, 0, {a_.partial_out + slot * dim_, ml, ml + 1}, 0);
       }
-      finish(token, head, o_, m, l);
+      if (several) end_stretch(1);
+      finish(token, head, several ? a_.scratch.row : a_.scratch.stretch, 0);
     }
   }
 
@@ -67,53 +73,56 @@ class Tile {
     for (int h = 0; h < a_.num_heads; ++h) {
       select(h);
       pack_queries();
-      for (int r = 0; r < padded_rows_; ++r) m_[r] = -__builtin_inff(), l_[r] = 0;
-      __builtin_memset(o_, 0, size_t(padded_rows_) * dim_ * sizeof(float));
     }
+    const int rows = a_.num_heads * padded_rows_;
+    clear(a_.scratch.item, rows);
     const int64_t end = a_.item->k_end < max_hi_ ? a_.item->k_end : max_hi_;
     int64_t k = a_.item->k_begin;
     while (k + kTileKeys <= min_lo_) k += kTileKeys;  // whole tiles below every window
-    folds_ = h_.chunk == kTileKeys && a_.item->k_begin == 0 && end > kTileKeys;
-    if (folds_) begin_fold();
+    const int64_t begin = a_.item->k_begin;
+    folds_ = h_.chunk == kTileKeys && begin % kStretchTokens == 0 && end > begin + kTileKeys;
+    const bool several = folds_ && end > begin + kStretchTokens;
+    if (folds_) clear(a_.scratch.stretch, rows);
+    if (several) clear(a_.scratch.row, rows);
     for (; k < end; k += kTileKeys) {
       lookahead_.begin_tile(k, end);
       tile(k, lookahead_.keys());
       lookahead_.end_tile();
+      if (several && ((k + kTileKeys) % kStretchTokens == 0 || k + kTileKeys >= end)) end_stretch(rows);
     }
     for (int h = 0; h < a_.num_heads; ++h) {
       select(h);
-      write(folds_);
+      write(several ? a_.scratch.row : folds_ ? a_.scratch.stretch : a_.scratch.item);
     }
     if (a_.stream_partials) S::end_stream();
     return lookahead_.asked();
   }
 
-  // In a deterministic plan a row's output is the fold of its chunks from left to right, a chunk being a
-  // tile. Items that begin at 0 fold theirs, the others leave one partial each: that changes nothing.
-  void begin_fold() {
-    const int rows = a_.num_heads * padded_rows_;
-    for (int r = 0; r < rows; ++r) a_.scratch.folded_m[r] = -__builtin_inff(), a_.scratch.folded_l[r] = 0;
-    __builtin_memset(a_.scratch.folded_o, 0, size_t(rows) * dim_ * sizeof(float));
-  }
-
-  // The selected head's chunk, of which o_ is the output.
-  void fold_chunk() {
+  // In a deterministic plan chunks, each of them a tile, are folded within their stretch, and stretches
+  // within the row, both from left to right. What begins a stretch can be folded here, the rest is left to
+  // merge(): that changes nothing.
+  void fold_chunk() {  // of the selected head
     const int64_t first = int64_t(head_) * padded_rows_;
-    for (int r = 0; r < rows_; ++r) {
-      const int64_t at = first + r;
-      fold(a_.scratch.folded_m[at], a_.scratch.folded_l[at], a_.scratch.folded_o + at * dim_, m_[r], l_[r],
-           o_ + int64_t(r) * dim_);
-      m_[r] = -__builtin_inff();
-      l_[r] = 0;
-    }
+    for (int r = 0; r < rows_; ++r) fold(a_.scratch.stretch, first + r, a_.scratch.item, first + r);
+    for (int r = 0; r < rows_; ++r) m_[r] = -__builtin_inff(), l_[r] = 0;
     __builtin_memset(o_, 0, size_t(rows_) * dim_ * sizeof(float));
   }
 
-  // The same where the products go to the folded output at once: the factors of it and of the products of
-  // the rows [first, first + count).
+  void end_stretch(int rows) {
+    for (int r = 0; r < rows; ++r) fold(a_.scratch.row, r, a_.scratch.stretch, r);
+    clear(a_.scratch.stretch, rows);
+  }
+
+  void clear(const RowStates& states, int rows) const {
+    for (int r = 0; r < rows; ++r) states.m[r] = -__builtin_inff(), states.l[r] = 0;
+    __builtin_memset(states.o, 0, size_t(rows) * dim_ * sizeof(float));
+  }
+
+  // fold_chunk() where the products go to the stretch's output at once: the factors of it and of the
+  // products of the rows [first, first + count).
   void fold_factors(int first, int count) {
-    float *const m = a_.scratch.folded_m + int64_t(head_) * padded_rows_, *const l = a_.scratch.folded_l +
-                                                                                     int64_t(head_) * padded_rows_;
+    float* const m = a_.scratch.stretch.m + int64_t(head_) * padded_rows_;
+    float* const l = a_.scratch.stretch.l + int64_t(head_) * padded_rows_;
     for (int r0 = first; r0 < first + count; r0 += W) {
       float old[W] = {}, add[W] = {};
       const int n = first + count - r0 < W ? first + count - r0 : W;
@@ -136,14 +145,22 @@ class Tile {
     }
   }
 
-  // Takes the state of more keys into (m, l, o); into an empty state it is copied bit for bit.
-  TTC_INLINE void fold(float& m, float& l, float* o, float more_m, float more_l, const float* more) const {
+  // Takes the state of more keys, row b of `more`, into row a; into an empty state it is copied.
+  TTC_INLINE void fold(const RowStates& into, int64_t a, const RowStates& more, int64_t b) const {
+    float &m = into.m[a], &l = into.l[a], *const o = into.o + a * dim_;
+    const float more_m = more.m[b], more_l = more.l[b], *const more_o = more.o + b * dim_;
     if (more_l == 0) return;
+    if (l == 0) {
+      __builtin_memcpy(o, more_o, size_t(dim_) * sizeof(float));
+      m = more_m;
+      l = more_l;
+      return;
+    }
     const float top = more_m > m || more_m != more_m ? more_m : m;
     float change[W] = {m - top, more_m - top};
     S::store(change, S::exp2(S::load(change)));
     const Vec old = S::set1(change[0]), add = S::set1(change[1]);
-    for (int d = 0; d < dim_; d += W) S::store(o + d, S::fma(S::load(more + d), add, S::mul(S::load(o + d), old)));
+    for (int d = 0; d < dim_; d += W) S::store(o + d, S::fma(S::load(more_o + d), add, S::mul(S::load(o + d), old)));
     l = __builtin_fmaf(more_l, change[1], l * change[0]);
     m = top;
   }
@@ -154,9 +171,9 @@ class Tile {
     const int64_t row = int64_t(h) * padded_rows_;
     q_ = reinterpret_cast<Elem*>(a_.scratch.q) + row * steps_;
     use_scores(row);
-    o_ = a_.scratch.o + row * dim_;
-    m_ = a_.scratch.m + row;
-    l_ = a_.scratch.l + row;
+    o_ = a_.scratch.item.o + row * dim_;
+    m_ = a_.scratch.item.m + row;
+    l_ = a_.scratch.item.l + row;
     alpha_ = a_.scratch.alpha + row;
     beta_ = a_.scratch.beta + row;
   }
@@ -304,15 +321,12 @@ class Tile {
     return x[0];
   }
 
-  void write(bool folded) {
-    const int64_t first = int64_t(head_) * padded_rows_;
-    const float* const m = folded ? a_.scratch.folded_m + first : m_;
-    const float* const l = folded ? a_.scratch.folded_l + first : l_;
-    const float* const out = folded ? a_.scratch.folded_o + first * dim_ : o_;
+  // The selected head's states.
+  void write(const RowStates& states) {
     for (int i = 0; i < a_.item->q_count; ++i)
       for (int g = 0; g < group_; ++g) {
-        const int r = i * group_ + g;
-        const float* o = out + int64_t(r) * dim_;
+        const int64_t r = int64_t(head_) * padded_rows_ + i * group_ + g;
+        const float* o = states.o + r * dim_;
         const int64_t head = (a_.kv_head + int64_t(head_)) * group_ + g;
         if (a_.item->partial_base >= 0) {
           const int64_t slot = (a_.item->partial_base + int64_t(i)) * h_.num_q_heads + head;
@@ -321,16 +335,17 @@ class Tile {
             for (int d = 0; d < dim_; d += W) S::stream(to + d, S::load(o + d));
           else
             __builtin_memcpy(to, o, size_t(dim_) * sizeof(float));
-          a_.partial_ml[2 * slot] = m[r];
-          a_.partial_ml[2 * slot + 1] = l[r];
+          a_.partial_ml[2 * slot] = states.m[r];
+          a_.partial_ml[2 * slot + 1] = states.l[r];
         } else {
-          finish(a_.plan->q_token[a_.item->q_begin + i], head, o, m[r], l[r]);
+          finish(a_.plan->q_token[a_.item->q_begin + i], head, states, r);
         }
       }
   }
 
-  // out = O / l and lse = ln(sum exp) of one row; the empty state is (0, -inf).
-  void finish(int64_t token, int64_t head, const float* o, float m, float l) const {
+  // out = O / l and lse = ln(sum exp) of row r; the empty state is (0, -inf).
+  void finish(int64_t token, int64_t head, const RowStates& states, int64_t r) const {
+    const float *const o = states.o + r * dim_, m = states.m[r], l = states.l[r];
     const float inverse = l == 0 ? 0 : 1 / l;
     Src* out = static_cast<Src*>(p_.out) + token * p_.out_token_stride + head * p_.out_head_stride;
     for (int d = 0; d < dim_; d += W) store_output(out + d, S::mul(S::load(o + d), S::set1(inverse)));

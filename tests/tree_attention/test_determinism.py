@@ -11,7 +11,7 @@ from ttc_kernels.testing import assert_bitwise_equal
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PAGE, HEADS, KV_HEADS, DIM = 16, 4, 2, 64
-NUM_PAGES = 300
+NUM_PAGES = 600
 
 
 @pytest.fixture(params=DTYPES)
@@ -33,11 +33,12 @@ def attend(tensors, tables, kv_lens, q_lens, q_rows, deterministic=True, window_
     return out[: q_lens[0]], lse[: q_lens[0]]
 
 
-SURVIVOR = np.arange(60, dtype=np.int32)
+SURVIVOR = np.arange(130, dtype=np.int32)  # four stretches of 512 tokens, and a bit
 
 
 @pytest.mark.parametrize(
-    "kv_len,q_len", [(1, 1), (100, 1), (256, 1), (257, 3), (905, 1), (960, 40)]
+    "kv_len,q_len",
+    [(1, 1), (100, 1), (256, 1), (257, 3), (512, 1), (905, 1), (1025, 40), (1536, 1), (2070, 3)],
 )
 @pytest.mark.parametrize("window_left", [-1, 130])
 def test_siblings_do_not_matter(tensors, kv_len, q_len, window_left):
@@ -48,10 +49,10 @@ def test_siblings_do_not_matter(tensors, kv_len, q_len, window_left):
     for num_siblings in (1, 3, 40):
         tables, lens, q_lens, rows = [SURVIVOR], [kv_len], [q_len], list(range(q_len))
         for i in range(num_siblings):
-            fork = int(rng.integers(0, 60))  # pages shared with the survivor
-            own = rng.permutation(np.arange(60, NUM_PAGES))[: 60 - fork]
+            fork = int(rng.integers(0, 130))  # pages shared with the survivor
+            own = rng.permutation(np.arange(130, NUM_PAGES))[: 130 - fork]
             tables.append(np.concatenate([SURVIVOR[:fork], own]).astype(np.int32))
-            lens.append(int(rng.integers(max(1, fork * PAGE), 961)))
+            lens.append(int(rng.integers(max(1, fork * PAGE), 2081)))
             q_lens.append(int(rng.integers(1, min(lens[-1], 30) + 1)))
             rows += list(range(1000 + i, 1000 + i + q_lens[-1]))
         together = attend(tensors, tables, lens, q_lens, rows, window_left=window_left)
@@ -62,7 +63,7 @@ def test_siblings_do_not_matter(tensors, kv_len, q_len, window_left):
 def test_partials_larger_than_the_caches_do_not_matter(tensors):
     """36 MB of them, which the CPU writes past its caches."""
     alone = attend(tensors, [SURVIVOR], [960], [1], [0])
-    own = np.random.default_rng(0).permuted(np.tile(np.arange(60, NUM_PAGES), (300, 1)), axis=1)
+    own = np.random.default_rng(0).permuted(np.tile(np.arange(130, NUM_PAGES), (300, 1)), axis=1)
     tables = [SURVIVOR, *(np.append(SURVIVOR[:40], row[:20]).astype(np.int32) for row in own)]
     q_rows = [i % 2000 for i in range(1 + 300 * 30)]
     together = attend(tensors, tables, [960] * 301, [1] + [30] * 300, q_rows)
@@ -83,10 +84,10 @@ def test_a_token_has_the_same_bits_decoded_extended_or_prefilled(tensors):
 def test_where_the_pages_are_does_not_matter(tensors):
     """The same tokens in other pages: a copy after a fork, a swap, another pool."""
     k, v, q = tensors
-    moved = np.arange(100, 160, dtype=np.int32)
+    moved = np.arange(200, 330, dtype=np.int32)
     k[moved], v[moved] = k[SURVIVOR], v[SURVIVOR]
-    original = attend((k, v, q), [SURVIVOR], [905], [1], [0])
-    other = attend((k, v, q), [moved], [905], [1], [0])
+    original = attend((k, v, q), [SURVIVOR], [2000], [1], [0])
+    other = attend((k, v, q), [moved], [2000], [1], [0])
     assert_bitwise_equal(other[0], original[0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ class View:
             return b[at[name] : at[name] + size]
 
         ptr, slot = part("ptr", merges + 1), part("slot", slots)
-        lists = [slot[a:z].tolist() for a, z in itertools.pairwise(ptr)]
+        lists = [slot[a:z].tolist() for a, z in itertools.pairwise(ptr)]  # ~slot begins a stretch
         return cls(
             part("items", items * 8).reshape(items, 8),
             part("pages", pages),
@@ -104,7 +105,7 @@ def test_every_visible_pair_is_covered_once(deterministic, window_left):
             assert tile_rows in (16, 32, 64, 128)
             if deterministic:
                 assert k_begin % 128 == 0 and tile_rows == 128
-                assert k_end <= k_begin + 128 or k_begin == 0
+                assert k_end <= k_begin + (128 if k_begin % 512 else 512) or k_begin == 0
             if base >= 0:
                 slots += range(base, base + q_count)
             # The listed pages are those of every row of the item, as far as the row goes.
@@ -127,7 +128,8 @@ def test_every_visible_pair_is_covered_once(deterministic, window_left):
             assert view.q_merge[q] == list(view.merges).index(q) if q in view.merges else -1
             if q in view.merges:
                 assert not written
-                assert view.merges[q] == [i[5] + q - i[0] for i in over]
+                slots_of = [(i[5] + q - i[0], i[2] % 512 == 0 and deterministic) for i in over]
+                assert view.merges[q] == [~s if begins else s for s, begins in slots_of]
             else:
                 assert len(written) == len(over) == 1
         tokens = np.sort(view.q_token)
@@ -199,8 +201,7 @@ def test_chunks_from_the_beginning_are_one_item():
 # ---- the cut
 
 
-def random_cost(rng: np.random.Generator) -> dict:
-    on_gpu = bool(rng.integers(2))
+def random_cost(rng: np.random.Generator, on_gpu: bool) -> dict:
     return {
         "launch": 0.0,
         "item": float(rng.choice([0, 30, 300, 3000])),
@@ -216,7 +217,7 @@ def random_cost(rng: np.random.Generator) -> dict:
     }
 
 
-def random_options(rng: np.random.Generator, page_size: int) -> _host.PlanOptions:
+def random_options(rng: np.random.Generator, page_size: int, fold=False) -> _host.PlanOptions:
     return _host.PlanOptions(
         page_size=page_size,
         num_q_heads=2 * int(rng.choice([1, 4, 7, 16])),
@@ -224,12 +225,12 @@ def random_options(rng: np.random.Generator, page_size: int) -> _host.PlanOption
         head_dim=64,
         element_bytes=2,
         window_left=-1,
-        chunk=0,
-        fold=False,
+        chunk=128 if fold else 0,
+        fold=fold,
         num_workers=1,
         max_tile_rows=128,
         fixed_tile_rows=0,
-        cost=random_cost(rng),
+        cost=random_cost(rng, on_gpu=not fold and bool(rng.integers(2))),  # only CPUs fold
     )
 
 
@@ -296,6 +297,79 @@ def test_the_cut_equals_brute_force():
         declined += best == pytest.approx(unshared)
         between += unshared * (1 - 1e-9) > best and best < per_node * (1 - 1e-9)
     assert min(shared, declined, between) > 50, "the trees must exercise every outcome"
+
+
+def cheapest_pieces(begin, end, is_leaf, cost):
+    """Least cost of keys as rectangles that a kernel which folds chunks of 128 can join again."""
+    if begin >= end:
+        return 0.0
+    best = float("inf")
+    for stop in [*range(begin // 128 * 128 + 128, end, 128), end]:
+        allowed = stop - begin <= (128 if begin % 512 else 512)
+        if begin == 0:  # whole stretches, or the whole of a row
+            allowed |= stop % 512 == 0 or (is_leaf and stop == end)
+        if allowed:
+            here = cost(stop - begin, begin > 0 or not is_leaf)
+            best = min(best, here + cheapest_pieces(stop, end, is_leaf, cost))
+    return best
+
+
+def brute_force_folded(nodes, query_ptr, page_size, options):
+    """Least cost over all choices of how far each inner node covers what is open there."""
+    n = len(nodes)
+    children = [[c for c in range(n) if nodes[c][4] == v] for v in range(n)]
+
+    @functools.cache
+    def best(v: int, begin: int) -> float:
+        row_begin, row_end, _, page_end = nodes[v][:4]
+        queries = int(query_ptr[row_end] - query_ptr[row_begin])
+        cost = functools.partial(options.item_cost, queries)
+        end = page_end * page_size
+        if not children[v]:
+            return cheapest_pieces(begin, end, True, cost)
+        return min(
+            cheapest_pieces(begin, stop, False, cost) + sum(best(c, stop) for c in children[v])
+            for stop in range(begin, max(begin, end // 128 * 128) + 1, 128)
+        )
+
+    return sum(best(v, 0) for v in range(n) if nodes[v][4] < 0)
+
+
+def test_the_folded_cut_equals_brute_force():
+    rng = np.random.default_rng(0)
+    above = below = 0
+    for _ in range(300):
+        page_size = int(rng.choice([16, 48, 128, 640]))
+        nodes = [(-1, int(rng.integers(1, 1500)))]
+        for i in range(1, int(rng.integers(2, 9))):
+            parent = -1 if rng.integers(8) == 0 else int(rng.integers(0, i))
+            nodes.append((parent, int(rng.integers(0, 700))))
+        load = from_nodes("small", nodes, page_size=page_size, max_q_len=3)
+        keep = load.kv_lens > 0
+        tables = [t for t, k in zip(load.block_tables, keep, strict=True) if k]
+        lens, q_lens = load.kv_lens[keep], load.q_lens[keep]
+        options = random_options(rng, page_size, fold=True)
+        rectangles, order, trie, (best, _, _) = _host.cut(options, tables, lens, q_lens)
+        query_ptr = np.concatenate([[0], np.cumsum(q_lens[order])])
+        expected = brute_force_folded(trie.tolist(), query_ptr, page_size, options)
+        assert best == pytest.approx(expected, rel=1e-9)
+        leaf_ends = {r[0]: r[3] * page_size for r in trie.tolist() if r[1] - r[0] == 1}
+        total = 0.0
+        for row_begin, row_end, k_begin, k_end in rectangles.tolist():
+            at_end = row_end - row_begin == 1 and k_end == leaf_ends[row_begin]
+            queries = int(query_ptr[row_end] - query_ptr[row_begin])
+            total += options.item_cost(queries, k_end - k_begin, not (k_begin == 0 and at_end))
+        assert total == pytest.approx(best, rel=1e-9)
+        for i, row in enumerate(order):
+            runs = [r for r in rectangles.tolist() if r[0] <= i < r[1]]
+            assert runs[0][2] == 0 and runs[-1][3] >= lens[row]
+            assert all(a[3] == b[2] for a, b in itertools.pairwise(runs))
+        # Nodes whose keys are read where they are, and such as are left to their children.
+        inner = [r for r in trie.tolist() if r[1] - r[0] > 1 and r[3] * page_size >= 128]
+        starts = {tuple(r[:2]) for r in rectangles.tolist()}
+        above += any(tuple(r[:2]) in starts for r in inner)
+        below += any(tuple(r[:2]) not in starts for r in inner)
+    assert min(above, below) > 50, "the trees must exercise both outcomes"
 
 
 def test_rectangles_span_a_bounded_number_of_nodes():
