@@ -252,7 +252,7 @@ class Endless:
 
     def run(self, search):
         branches = []
-        while not search.out_of_budget:
+        while not search.budget_hit:
             branches = yield Generate(search.root.fork(4), self.sampling)
         return Outcome(branches)
 
