@@ -176,7 +176,7 @@ TTC_TARGET_AVX512 inline RowScan scan_row_avx512(const RowView& row, float* tops
   return {};
 }
 
-// Vectors are worked on side by side, to hide the latency of their operations.
+// 128 logits are worked on side by side, to hide the latency of their operations.
 constexpr int kVectors = 8;
 #define TTC_EACH _Pragma("GCC unroll 8") for (int v = 0; v < kVectors; ++v)
 template <Dtype kDtype>
@@ -197,62 +197,77 @@ TTC_TARGET_AVX512 TTC_ALWAYS_INLINE void load_vectors(const char* source, __m512
   }
 }
 
-TTC_TARGET_AVX512 inline int64_t sum_of_lanes(__m512i lanes) {
-  const __m512i a = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(lanes));
-  const __m512i b = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(lanes, 1));
-  return _mm512_reduce_add_epi64(_mm512_add_epi64(a, b));
+// Adds unsigned numbers of 32 bits to sums of 64.
+TTC_TARGET_AVX512 inline __m512i add_unsigned(__m512i sums, __m512i lanes) {
+  sums = _mm512_add_epi64(sums, _mm512_srli_epi64(lanes, 32));
+  return _mm512_add_epi64(sums, _mm512_and_si512(lanes, _mm512_set1_epi64(0xffffffff)));
 }
 
-// The sum of the weights of some blocks. Twice a weight is p 2^(k + 1): anchored 128 further up, the
-// low bits of the rounded exponent are those of that power, its exponent's offset and all.
-template <Dtype kDtype, bool kClamp, bool kCoarse>
+// log2 of weights below which a lane's share of a block, 16 of them in units of 2^-40, fits 32 bits.
+constexpr float kNarrow = -12.5f;
+
+// The sum of the weights of some blocks; of those with none from kNarrow on if they are not kWide.
+//
+// While the polynomial of 128 weights is evaluated, the next are begun: the two keep different parts of
+// the processor busy. A weight is p 2^k, and k the low bits of the anchored exponent: 40 further up,
+// they are added to the bits of p, which then counts units of 2^-40; 128 further up, they are those of
+// 2^(k + 1), its exponent's offset and all.
+template <Dtype kDtype, bool kClamp, bool kWide>
 TTC_TARGET_AVX512 inline int64_t sum_blocks(const char* row, const int32_t* blocks, int64_t count, float max,
                                             float scale, int64_t ahead) {
   constexpr int64_t kBlockBytes = kRowBlock * dtype_bytes(kDtype);
-  constexpr int64_t kFlush = 16;  // blocks whose sums fit 32 bits
+  constexpr int64_t kStepBytes = kVectors * kRowLanes * dtype_bytes(kDtype);
+  constexpr float kCoarse = 2.0f * kCoarseAnchor, kFine = 2.0f * kFineAnchor;
+  constexpr uint32_t kAdditions = kRowBlock / kRowLanes, kOffset = 1u << 30;  // keeps sums of rests positive
   const __m512 max16 = _mm512_set1_ps(max), scale16 = _mm512_set1_ps(scale);
-  const __m512 anchor = _mm512_set1_ps(kExp2Anchor + 128.0f);
-  const __m512 fine = _mm512_set1_ps(2.0f * kFineAnchor), coarse = _mm512_set1_ps(2.0f * kCoarseAnchor);
-  const __m512 both = _mm512_set1_ps(2.0f * (kCoarseAnchor + kFineAnchor));
-  int64_t sum = 0;
-  for (int64_t begin = 0; begin < count; begin += kFlush) {
-    const int64_t end = begin + kFlush < count ? begin + kFlush : count;
-    __m512i high = _mm512_setzero_si512(), low = high;  // sums of bits
-    for (int64_t at = begin; at < end; ++at) {
-      const char* source = row + blocks[at] * kBlockBytes;
-      for (int64_t i = 0; i < kRowBlock;
-           i += kVectors * kRowLanes, source += kBlockBytes * kVectors * kRowLanes / kRowBlock) {
-        for (int64_t j = 0; j < kVectors * kRowLanes * dtype_bytes(kDtype); j += 64)
-          _mm_prefetch(source + ahead + j, _MM_HINT_T0);
-        __m512 y[kVectors], shifted[kVectors], r[kVectors], p[kVectors];
-        load_vectors<kDtype>(source, y);
-        TTC_EACH y[v] = _mm512_mul_ps(_mm512_sub_ps(y[v], max16), scale16);
-        if (kClamp) TTC_EACH y[v] = _mm512_max_ps(y[v], _mm512_set1_ps(-120.0f));
-        TTC_EACH shifted[v] = _mm512_add_ps(y[v], anchor);
-        TTC_EACH r[v] = _mm512_reduce_ps(y[v], 0);  // less the nearest integer
-        TTC_EACH p[v] = _mm512_fmadd_ps(_mm512_set1_ps(kExp2[0]), r[v], _mm512_set1_ps(kExp2[1]));
+  const __m512 anchor = _mm512_set1_ps(kExp2Anchor + (kWide ? 128.0f : 40.0f));
+  const __m512 coarse = _mm512_set1_ps(kCoarse), both = _mm512_set1_ps(kCoarse + kFine);
+  const auto lanes = [](uint32_t bits) __attribute__((target("avx512f"))) {
+    return _mm512_set1_epi32(static_cast<int>(bits));
+  };
+  const __m512i no_high = lanes(0u - kAdditions * float_to_bits(kCoarse));
+  const __m512i no_low = kWide ? lanes(kOffset - kAdditions * float_to_bits(kFine)) : _mm512_setzero_si512();
+  __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;
+  __m512 r[kVectors];
+  __m512i power[kVectors];
+  const auto begin = [&](const char* source) __attribute__((target("avx512f,avx512dq"), always_inline)) {
+    for (int64_t j = 0; j < kStepBytes; j += 64) _mm_prefetch(source + ahead + j, _MM_HINT_T0);
+    __m512 y[kVectors];
+    load_vectors<kDtype>(source, y);
+    TTC_EACH y[v] = _mm512_mul_ps(_mm512_sub_ps(y[v], max16), scale16);
+    if (kClamp) TTC_EACH y[v] = _mm512_max_ps(y[v], _mm512_set1_ps(-120.0f));
+    TTC_EACH power[v] = _mm512_slli_epi32(_mm512_castps_si512(_mm512_add_ps(y[v], anchor)), 23);
+    TTC_EACH r[v] = _mm512_reduce_ps(y[v], 0);  // less the nearest integer
+  };
+  if (count > 0) begin(row + blocks[0] * kBlockBytes);
+  for (int64_t at = 0; at < count; ++at) {
+    const char* source = row + blocks[at] * kBlockBytes;
+    const char* next = row + blocks[at + 1 < count ? at + 1 : at] * kBlockBytes;
+    __m512i high = no_high, low = no_low;
+#pragma GCC unroll 1
+    for (int64_t i = kStepBytes; i <= kBlockBytes; i += kStepBytes) {
+      __m512 p[kVectors];
+      TTC_EACH p[v] = _mm512_fmadd_ps(_mm512_set1_ps(kExp2[0]), r[v], _mm512_set1_ps(kExp2[1]));
 #pragma GCC unroll 6
-        for (int c = 2; c < 6; ++c) TTC_EACH p[v] = _mm512_fmadd_ps(p[v], r[v], _mm512_set1_ps(kExp2[c]));
-        TTC_EACH shifted[v] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted[v]), 23));
-        if (kCoarse) {
-          TTC_EACH {
-            const __m512 rounded = _mm512_fmadd_ps(p[v], shifted[v], coarse);
-            high = _mm512_add_epi32(high, _mm512_castps_si512(rounded));
-            const __m512 rest = _mm512_fmadd_ps(p[v], shifted[v], _mm512_sub_ps(both, rounded));
-            low = _mm512_add_epi32(low, _mm512_castps_si512(rest));
-          }
+      for (int c = 2; c < 6; ++c) TTC_EACH p[v] = _mm512_fmadd_ps(p[v], r[v], _mm512_set1_ps(kExp2[c]));
+      TTC_EACH {
+        if (kWide) {
+          const __m512 rounded = _mm512_fmadd_ps(p[v], _mm512_castsi512_ps(power[v]), coarse);
+          high = _mm512_add_epi32(high, _mm512_castps_si512(rounded));
+          const __m512 rest = _mm512_fmadd_ps(p[v], _mm512_castsi512_ps(power[v]), _mm512_sub_ps(both, rounded));
+          low = _mm512_add_epi32(low, _mm512_castps_si512(rest));
         } else {
-          TTC_EACH low = _mm512_add_epi32(low, _mm512_castps_si512(_mm512_fmadd_ps(p[v], shifted[v], fine)));
+          p[v] = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p[v]), power[v]));
         }
       }
+      begin(i < kBlockBytes ? source + i : next);
+      if (!kWide) TTC_EACH low = _mm512_add_epi32(low, _mm512_cvtps_epi32(p[v]));
     }
-    const auto additions = static_cast<uint32_t>((end - begin) * (kRowBlock / kRowLanes));
-    const auto unbiased = [&](__m512i bits, float anchor) __attribute__((target("avx512f"))) {
-      return _mm512_sub_epi32(bits, _mm512_set1_epi32(static_cast<int>(additions * float_to_bits(anchor))));
-    };
-    if (kCoarse) sum += sum_of_lanes(unbiased(high, 2.0f * kCoarseAnchor)) << 22;
-    sum += sum_of_lanes(unbiased(low, 2.0f * kFineAnchor));
+    if (kWide) high_sum = add_unsigned(high_sum, high);
+    low_sum = add_unsigned(low_sum, low);
   }
+  int64_t sum = _mm512_reduce_add_epi64(low_sum);
+  if (kWide) sum += (_mm512_reduce_add_epi64(high_sum) << 22) - count * kRowLanes * kOffset;
   return sum;
 }
 
@@ -266,22 +281,29 @@ TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowSca
   const bool clamp = !((scan.least - scan.max) * scale > -120.0f);
   const int64_t distance = ahead == nullptr ? 0 : ahead - row.data;
   float buffer[kRowBlock];
-  int32_t few_bits[kBatch], many_bits[kBatch];
+  int32_t narrow[kBatch + kRowLanes], wide[kBatch + kRowLanes];
+  const __m512 max16 = _mm512_set1_ps(scan.max), scale16 = _mm512_set1_ps(scale);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   int64_t sum = 0;
   const int64_t whole = row.mask == nullptr ? row.n / kRowBlock : 0, blocks = row.num_blocks();
   for (int64_t begin = 0; begin < whole; begin += kBatch) {
     const int64_t end = begin + kBatch < whole ? begin + kBatch : whole;
-    int64_t few = 0, many = 0;
-    for (int64_t b = begin; b < end; ++b) {
-      const float top = (tops[b] - scan.max) * scale;
-      few_bits[few] = many_bits[many] = static_cast<int32_t>(b);
-      many += !(top < kFewBits);
-      few += (top < kFewBits) & !(top < kNoWeight);
+    int64_t num_narrow = 0, num_wide = 0;
+    for (int64_t b = begin; b < end; b += kRowLanes) {
+      const __m512 top = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(tops + b), max16), scale16);
+      const __mmask16 there = _cvtu32_mask16(end - b < kRowLanes ? (1u << (end - b)) - 1 : 0xffff);
+      const __mmask16 is_wide = _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kNarrow), _CMP_NLT_UQ);
+      const __mmask16 is_narrow = _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kNoWeight), _CMP_NLT_UQ) & ~is_wide;
+      const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(b)), lane);
+      _mm512_storeu_si512(wide + num_wide, _mm512_maskz_compress_epi32(is_wide, index));
+      _mm512_storeu_si512(narrow + num_narrow, _mm512_maskz_compress_epi32(is_narrow, index));
+      num_wide += __builtin_popcount(is_wide);
+      num_narrow += __builtin_popcount(is_narrow);
     }
-    sum += clamp ? sum_blocks<kDtype, true, true>(row.data, many_bits, many, scan.max, scale, distance) +
-                       sum_blocks<kDtype, true, false>(row.data, few_bits, few, scan.max, scale, distance)
-                 : sum_blocks<kDtype, false, true>(row.data, many_bits, many, scan.max, scale, distance) +
-                       sum_blocks<kDtype, false, false>(row.data, few_bits, few, scan.max, scale, distance);
+    sum += clamp ? sum_blocks<kDtype, true, true>(row.data, wide, num_wide, scan.max, scale, distance) +
+                       sum_blocks<kDtype, true, false>(row.data, narrow, num_narrow, scan.max, scale, distance)
+                 : sum_blocks<kDtype, false, true>(row.data, wide, num_wide, scan.max, scale, distance) +
+                       sum_blocks<kDtype, false, false>(row.data, narrow, num_narrow, scan.max, scale, distance);
   }
   const int32_t first = 0;
   for (int64_t b = whole; b < blocks; ++b) {
