@@ -19,10 +19,12 @@ constexpr float kReaches[] = {8.0f, 16.0f, 24.0f, kInf};
 
 }  // namespace
 
-void Row::open(const LogitRows& logits, int64_t r) {
+void Row::open(const LogitRows& logits, int64_t r, const char* next) {
   const RowView wanted = row_view(logits, r);
   if (wanted.data == view_.data && wanted.mask == view_.mask) return;
   view_ = wanted;
+  view_.ahead = &ahead_;
+  ahead_ = next == nullptr ? Ahead{} : Ahead{next, next + view_.n * dtype_bytes(view_.dtype)};
   const int64_t blocks = view_.num_blocks();
   tops_.resize((blocks + kRowPiece - 1) / kRowPiece * kRowPiece);
   scan_ = row_kernels().scan_row(view_, tops_.data());
@@ -151,7 +153,7 @@ Row::Kept Row::kept_by(const Cut& cut) const {
   return kept;
 }
 
-void Row::describe(const RowFilters& p, int64_t r, float* desc, const char* ahead) {
+void Row::describe(const RowFilters& p, int64_t r, float* desc) {
   const float temperature = p.temperature[r];
   const int64_t top = argmax();
   std::fill_n(desc, kDescriptorColumns, 0.0f);
@@ -170,7 +172,7 @@ void Row::describe(const RowFilters& p, int64_t r, float* desc, const char* ahea
     return;
   }
   const float inv = 1.0f / temperature;
-  const int64_t total = sum_weights(inv, ahead);
+  const int64_t total = sum_weights(inv);
   const bool ranked = (p.top_k[r] > 0 && p.top_k[r] < view_.n) || p.top_p[r] < 1.0f;
   Cut cut;
   float least = kInf;  // of the candidates
@@ -199,7 +201,7 @@ void row_descriptor(const RowDescriptorParams& p, ParallelFor parallel_for) {
   parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
     Row row;
     for (int64_t r = begin; r < end; ++r) {
-      row.open(p.logits, r);
+      row.open(p.logits, r, r + 1 < end ? row_view(p.logits, r + 1).data : nullptr);
       row.describe(p.filters, r, p.descriptors + r * kDescriptorColumns);
     }
   });

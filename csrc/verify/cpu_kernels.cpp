@@ -17,9 +17,8 @@ namespace {
 #define TTC_ROW_KERNELS(SUFFIX, TARGET, LANES, SCAN_ROW, SUM_WEIGHTS, COMPACT_BLOCK)                           \
   TARGET RowScan scan_row_##SUFFIX(const RowView& row, float* tops) { return SCAN_ROW(row, tops); }                   \
   TARGET Specials count_specials_##SUFFIX(const RowView& row) { return count_specials(row); }                         \
-  TARGET int64_t sum_weights_##SUFFIX(const RowView& row, const RowScan& scan, float inv, const float* tops,          \
-                                      const char* ahead) {                                                            \
-    return SUM_WEIGHTS(row, scan, inv, tops, ahead);                                                                  \
+  TARGET int64_t sum_weights_##SUFFIX(const RowView& row, const RowScan& scan, float inv, const float* tops) {        \
+    return SUM_WEIGHTS(row, scan, inv, tops);                                                                         \
   }                                                                                                                   \
   TARGET int64_t compact_block_##SUFFIX(const float* logits, int64_t first, float least, float* kept,                 \
                                         int32_t* indices) {                                                           \

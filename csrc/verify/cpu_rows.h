@@ -12,7 +12,7 @@ namespace ttc {
 struct RowKernels {
   RowScan (*scan_row)(const RowView&, float*);
   Specials (*count_specials)(const RowView&);
-  int64_t (*sum_weights)(const RowView&, const RowScan&, float, const float*, const char*);
+  int64_t (*sum_weights)(const RowView&, const RowScan&, float, const float*);
   int64_t (*compact_block)(const float*, int64_t, float, float*, int32_t*);
   void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
   Winner (*race_row)(const Race&);
@@ -41,19 +41,20 @@ inline float one_logit(const LogitRows& logits, int64_t r, int64_t token) {
 // opened, and the candidates of a cut.
 class Row {
  public:
-  // The tops are kept for as long as the same row is opened again.
-  void open(const LogitRows& logits, int64_t r);
+  // The tops are kept for as long as the same row is opened again. `next` is the row that is likely to be
+  // opened then, or null: it is fetched from memory by all that passes over this one.
+  void open(const LogitRows& logits, int64_t r, const char* next = nullptr);
 
   const RowView& view() const { return view_; }
   float max() const { return scan_.max; }
   // The lowest index of the largest logit; -1: the row has no distribution.
   int64_t argmax();
 
-  void describe(const RowFilters& filters, int64_t r, float* desc, const char* ahead = nullptr);
+  void describe(const RowFilters& filters, int64_t r, float* desc);
   Race race(const RowDist& target) const;
 
-  int64_t sum_weights(float inv_temperature, const char* ahead = nullptr) const {
-    return row_kernels().sum_weights(view_, scan_, inv_temperature, tops_.data(), ahead);
+  int64_t sum_weights(float inv_temperature) const {
+    return row_kernels().sum_weights(view_, scan_, inv_temperature, tops_.data());
   }
 
  private:
@@ -68,6 +69,7 @@ class Row {
   Kept kept_by(const Cut& cut) const;
 
   RowView view_;
+  Ahead ahead_;
   RowScan scan_ = {};
   std::vector<float> tops_;
   // Tokens from some logit on, in rising order of their index.

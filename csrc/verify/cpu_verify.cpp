@@ -39,9 +39,8 @@ class CpuRows {
 
   // Describes the wanted row. `ahead` is a row that will be wanted then, or null.
   void describe(const char* ahead) {
-    open_.open(p_.logits, wanted_);
-    open_.describe(p_.filters, wanted_, p_.descriptors + wanted_ * kDescriptorColumns,
-                   ahead != nullptr ? ahead : first_child(wanted_));
+    open_.open(p_.logits, wanted_, ahead != nullptr ? ahead : first_child(wanted_));
+    open_.describe(p_.filters, wanted_, p_.descriptors + wanted_ * kDescriptorColumns);
     described_[wanted_ - first_] = true;
   }
 

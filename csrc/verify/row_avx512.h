@@ -131,6 +131,7 @@ TTC_TARGET_AVX512 inline RowScan scan_row_of(const RowView& row, float* tops) {
   const int64_t whole = row.n / kRowBlock;
   for (int64_t b = 0; b < whole; ++b) {
     const char* source = row.data + b * kBlockBytes;
+    row.fetch_ahead(kBlockBytes / 8);
     __m512i largest = _mm512_loadu_si512(source);
     most = B::max_unsigned(most, largest);
 #pragma GCC unroll 16
@@ -214,7 +215,7 @@ constexpr float kNarrow = -12.5f;
 // 2^(k + 1), its exponent's offset and all.
 template <Dtype kDtype, bool kClamp, bool kWide>
 TTC_TARGET_AVX512 inline int64_t sum_blocks(const char* row, const int32_t* blocks, int64_t count, float max,
-                                            float scale, int64_t ahead) {
+                                            float scale, Ahead& ahead) {
   constexpr int64_t kBlockBytes = kRowBlock * dtype_bytes(kDtype);
   constexpr int64_t kStepBytes = kVectors * kRowLanes * dtype_bytes(kDtype);
   constexpr float kCoarse = 2.0f * kCoarseAnchor, kFine = 2.0f * kFineAnchor;
@@ -231,7 +232,7 @@ TTC_TARGET_AVX512 inline int64_t sum_blocks(const char* row, const int32_t* bloc
   __m512 r[kVectors];
   __m512i power[kVectors];
   const auto begin = [&](const char* source) __attribute__((target("avx512f,avx512dq"), always_inline)) {
-    for (int64_t j = 0; j < kStepBytes; j += 64) _mm_prefetch(source + ahead + j, _MM_HINT_T0);
+    ahead.fetch(kStepBytes * 3 / 4);
     __m512 y[kVectors];
     load_vectors<kDtype>(source, y);
     TTC_EACH y[v] = _mm512_mul_ps(_mm512_sub_ps(y[v], max16), scale16);
@@ -275,11 +276,11 @@ TTC_TARGET_AVX512 inline int64_t sum_blocks(const char* row, const int32_t* bloc
 
 template <Dtype kDtype>
 TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowScan& scan, float inv_temperature,
-                                                const float* tops, const char* ahead) {
+                                                const float* tops) {
   constexpr int64_t kBatch = 256;
   const float scale = inv_temperature * kLog2E;
   const bool clamp = !((scan.least - scan.max) * scale > -120.0f);
-  const int64_t distance = ahead == nullptr ? 0 : ahead - row.data;
+  Ahead nothing, &ahead = row.ahead == nullptr ? nothing : *row.ahead;
   float buffer[kRowBlock];
   int32_t narrow[kBatch + kRowLanes], wide[kBatch + kRowLanes];
   const __m512 max16 = _mm512_set1_ps(scan.max), scale16 = _mm512_set1_ps(scale);
@@ -300,26 +301,26 @@ TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowSca
       num_wide += __builtin_popcount(is_wide);
       num_narrow += __builtin_popcount(is_narrow);
     }
-    sum += clamp ? sum_blocks<kDtype, true, true>(row.data, wide, num_wide, scan.max, scale, distance) +
-                       sum_blocks<kDtype, true, false>(row.data, narrow, num_narrow, scan.max, scale, distance)
-                 : sum_blocks<kDtype, false, true>(row.data, wide, num_wide, scan.max, scale, distance) +
-                       sum_blocks<kDtype, false, false>(row.data, narrow, num_narrow, scan.max, scale, distance);
+    sum += clamp ? sum_blocks<kDtype, true, true>(row.data, wide, num_wide, scan.max, scale, ahead) +
+                       sum_blocks<kDtype, true, false>(row.data, narrow, num_narrow, scan.max, scale, ahead)
+                 : sum_blocks<kDtype, false, true>(row.data, wide, num_wide, scan.max, scale, ahead) +
+                       sum_blocks<kDtype, false, false>(row.data, narrow, num_narrow, scan.max, scale, ahead);
   }
   const int32_t first = 0;
   for (int64_t b = whole; b < blocks; ++b) {
     const float* logits = block_of(row, b * kRowBlock, buffer);
     sum +=
-        sum_blocks<Dtype::kFloat32, true, true>(reinterpret_cast<const char*>(logits), &first, 1, scan.max, scale, 0);
+        sum_blocks<Dtype::kFloat32, true, true>(reinterpret_cast<const char*>(logits), &first, 1, scan.max, scale, nothing);
   }
   return sum;
 }
 
 TTC_TARGET_AVX512 inline int64_t sum_weights_avx512(const RowView& row, const RowScan& scan, float inv_temperature,
-                                                    const float* tops, const char* ahead) {
+                                                    const float* tops) {
   switch (row.dtype) {
-    case Dtype::kFloat32: return sum_weights_of<Dtype::kFloat32>(row, scan, inv_temperature, tops, ahead);
-    case Dtype::kFloat16: return sum_weights_of<Dtype::kFloat16>(row, scan, inv_temperature, tops, ahead);
-    case Dtype::kBFloat16: return sum_weights_of<Dtype::kBFloat16>(row, scan, inv_temperature, tops, ahead);
+    case Dtype::kFloat32: return sum_weights_of<Dtype::kFloat32>(row, scan, inv_temperature, tops);
+    case Dtype::kFloat16: return sum_weights_of<Dtype::kFloat16>(row, scan, inv_temperature, tops);
+    case Dtype::kBFloat16: return sum_weights_of<Dtype::kBFloat16>(row, scan, inv_temperature, tops);
   }
   return 0;
 }

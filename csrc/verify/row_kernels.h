@@ -26,14 +26,34 @@ constexpr int64_t kRowPiece = 64;
 constexpr int64_t kRowBlock = kNoiseBlock;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
+// What is left to be fetched of the row that is next. Reading a row from memory takes about as long as
+// all passes over it: each of them asks for a part of the next row, or memory would idle meanwhile, and
+// only few bytes at a time, or the processor would wait for them.
+struct Ahead {
+  const char* at = nullptr;
+  const char* end = nullptr;
+
+  TTC_ALWAYS_INLINE void fetch(int64_t bytes) {
+    const int64_t count = end - at < bytes ? end - at : bytes;
+    for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(at + i);
+    at += count;
+  }
+};
+
 // One row of logits. What `mask` has no bit for counts as -inf.
 struct RowView {
   const char* data = nullptr;
   Dtype dtype = Dtype::kFloat32;
   int64_t n = 0;
   const int32_t* mask = nullptr;
+  Ahead* ahead = nullptr;
 
   int64_t num_blocks() const { return (n + kRowBlock - 1) / kRowBlock; }
+
+  // While as much of this row is passed over.
+  TTC_ALWAYS_INLINE void fetch_ahead(int64_t bytes) const {
+    if (ahead != nullptr) ahead->fetch(bytes);
+  }
 };
 
 // 256 logits from `first` on, a multiple of 256: those of the row, or widened into `buffer`; after the
@@ -72,6 +92,7 @@ TTC_ALWAYS_INLINE RowScan scan_row(const RowView& row, float* tops) {
   int32_t largest[kRowPiece] = {};  // bits of |logit|
   float max = kLowest;
   for (int64_t first = 0; first < row.n; first += kRowBlock) {
+    row.fetch_ahead(kRowBlock * dtype_bytes(row.dtype) / 8);
     const float* logits = block_of(row, first, buffer);
     if (row.n - first < kRowBlock) {  // no -inf that is not the row's own
       for (int64_t i = row.n - first; i < kRowBlock; ++i) buffer[i] = buffer[0];
@@ -123,23 +144,17 @@ TTC_ALWAYS_INLINE Specials count_specials(const RowView& row) {
 // Sum of the weights of a row, as fixed_weight has them. 2^-40 is too fine for the bits of an fp32
 // number up to 1, so a weight is cut in two: adding `coarse` rounds it to 2^-18, and what is left of
 // it, added to `fine`, is rounded to 2^-40; the sums' bits count both.
-//
-// This takes as long as reading a row from memory does, so meanwhile the row that is next is fetched:
-// `ahead`, or null.
 constexpr float kCoarseAnchor = 48.0f, kFineAnchor = 0x1.8p-17f;
 // log2 of weights: below them there is nothing to be cut off, or all is rounded to 0.
 constexpr float kFewBits = -18.5f, kNoWeight = -41.5f;
 
-TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, const RowScan& scan, float inv_temperature, const float* tops,
-                                      const char* ahead) {
+TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, const RowScan& scan, float inv_temperature,
+                                      const float* tops) {
   const float scale = inv_temperature * kLog2E;
   float buffer[kRowBlock];
   int64_t sum = 0;
   for (int64_t first = 0; first < row.n; first += kRowBlock) {
-    const int64_t offset = first * dtype_bytes(row.dtype);
-    for (int64_t i = 0; ahead != nullptr && i < kRowBlock * dtype_bytes(row.dtype); i += 64) {
-      __builtin_prefetch(ahead + offset + i);
-    }
+    row.fetch_ahead(kRowBlock * dtype_bytes(row.dtype) * 3 / 4);
     const float top = (tops[first / kRowBlock] - scan.max) * scale;
     if (top < kNoWeight) continue;
     const float* logits = block_of(row, first, buffer);
@@ -370,6 +385,7 @@ TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body&
     int64_t count = 0;
     for (; count < kBatch && begin + count < a.row.num_blocks(); count += kRowPiece) {
       NoiseBlocks& noise = noises[count / kRowPiece];
+      a.row.fetch_ahead(kRowPiece * kRowBlock * dtype_bytes(a.row.dtype) / 8);
       if constexpr (kNoise) draw_noise_blocks<Lanes>(a.stream, begin + count, noise);
       for (int64_t j = 0; j < kRowPiece; ++j) {
         const float top = a.tops[begin + count + j];
