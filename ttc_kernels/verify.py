@@ -268,15 +268,38 @@ _RANGES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
 }
 
 
+_FILLED: dict[tuple, torch.Tensor] = {}
+
+
+def _filled(value: float, n: int, dtype: torch.dtype) -> torch.Tensor:
+    """`n` times the same number on the CPU, to be read only: a call after another makes no new one."""
+    key = value, n, dtype
+    found = _FILLED.get(key)
+    if found is None:
+        if len(_FILLED) == 64:
+            _FILLED.clear()
+        found = _FILLED[key] = torch.full((n,), value, dtype=dtype, device="cpu")
+    return found
+
+
 def _per_row(
-    op: str, name: str, value: _PerRow, dtype: torch.dtype, logits: torch.Tensor
+    op: str,
+    name: str,
+    value: _PerRow,
+    dtype: torch.dtype,
+    logits: torch.Tensor,
+    n: int | None = None,
 ) -> torch.Tensor:
-    """One number, or one per row, as a dense tensor of the op's dtype."""
+    """One number, or one for each of `n`, by default the rows, as a dense tensor of the op's dtype."""
+    n = logits.shape[0] if n is None else n
     # Of a plain number one tensor is made, without others on the way; the op checks its range.
     if isinstance(value, int | float) and logits.device.type == "cpu":
         fits = not isinstance(value, bool) and abs(value) < 2**31
         if fits and (dtype.is_floating_point or isinstance(value, int)):
-            return torch.full((logits.shape[0],), value, dtype=dtype)
+            # What a compiler traces with is no tensor to be kept.
+            if type(logits) is torch.Tensor and not torch.compiler.is_compiling():
+                return _filled(value, n, dtype)
+            return torch.full((n,), value, dtype=dtype)
     try:
         given = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -284,10 +307,8 @@ def _per_row(
         raise kind(f"{op}: {name} must be {dtype}, got {value!r}") from error
     if given.dtype == torch.bool or (given.dtype.is_floating_point and not dtype.is_floating_point):
         raise TypeError(f"{op}: {name} must be {dtype}, got {given.dtype}")
-    if given.dim() > 1 or given.numel() not in (1, logits.shape[0]):
-        raise ValueError(
-            f"{op}: {name} must be one number or [{logits.shape[0]}], got {list(given.shape)}"
-        )
+    if given.dim() > 1 or given.numel() not in (1, n):
+        raise ValueError(f"{op}: {name} must be one number or [{n}], got {list(given.shape)}")
     # Clamped, or a large top_k from a config would wrap around to a negative one.
     if dtype == torch.int32:
         given = given.clamp(-1, 2**31 - 1)
@@ -298,9 +319,9 @@ def _per_row(
             at = int(bad[0])
             raise ValueError(f"{op}: {name}[{at}] must be {expected}, got {given.reshape(-1)[at]}")
     if given.numel() == 1 and given.device.type == "cpu":  # a fill needs no copy to a GPU
-        return torch.full((logits.shape[0],), given.item(), dtype=dtype, device=logits.device)
+        return torch.full((n,), given.item(), dtype=dtype, device=logits.device)
     given = given.to(device=logits.device, dtype=dtype, non_blocking=True)
-    return given.expand(logits.shape[0]).contiguous()
+    return given.expand(n).contiguous()
 
 
 @torch.library.register_fake("ttc_kernels::row_descriptor")

@@ -429,14 +429,13 @@ def _verify(
             raise ValueError(f"{op}: workspace must be {list(shape)}, got {list(workspace.shape)}")
         desc = workspace
     require_dtype(op, "desc", desc, (torch.float32,))
-    per_request = torch.empty((tree.num_requests, 0), device=logits.device)
     out = VerifyResult.empty(tree) if out is None else out
     draft = DraftDistribution.one_hot() if draft is None else draft
-    torch.ops.ttc_kernels.verify(
+    torch.ops.ttc_kernels.verify.default(
         op, rule, logits, desc, *columns, bitmask, tokens,
         None if chain else tree.parent, tree.cu_nodes,
-        _per_row(op, "seeds", seeds, torch.int64, per_request),
-        _per_row(op, "positions", positions, torch.int64, per_request),
+        _per_row(op, "seeds", seeds, torch.int64, logits, tree.num_requests),
+        _per_row(op, "positions", positions, torch.int64, logits, tree.num_requests),
         coins, draft.logits, draft.desc, draft.ids, draft.logprobs, draft.rows,
         _proposals(op, draft, tree, logits.device), epsilon, delta,
         out.num_accepted, out.tokens, out.path, out.logprobs, out.status,

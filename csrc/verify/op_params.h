@@ -20,6 +20,9 @@ namespace ttc {
 constexpr int64_t kMaxVocab = int64_t{1} << 24;
 constexpr int64_t kMaxPosition = int64_t{1} << 56;
 
+// How many of n values are looked at; asking a tensor where it lies is too slow for a loop.
+inline int64_t num_seen(const Tensor& tensor, int64_t n) { return tensor.is_cpu() ? n : 0; }
+
 inline LogitRows logit_rows(const char* op, const Tensor& logits, const std::optional<Tensor>& bitmask,
                             const Tensor& like, const char* name = "logits") {
   const Dtype dtype = float_dtype(op, name, logits);
@@ -55,7 +58,7 @@ inline RowFilters row_filters(const char* op, const Tensor& temperature, const T
   f.top_k = vector_of<int32_t>(op, "top_k", top_k, ScalarType::Int, n, like);
   f.top_p = vector_of<float>(op, "top_p", top_p, ScalarType::Float, n, like);
   f.min_p = vector_of<float>(op, "min_p", min_p, ScalarType::Float, n, like);
-  for (int64_t r = 0; like.is_cpu() && r < n; ++r) {
+  for (int64_t r = 0, end = num_seen(like, n); r < end; ++r) {
     const float t = f.temperature[r];
     // 1 / t has to be finite.
     using Limits = std::numeric_limits<float>;
@@ -77,7 +80,7 @@ inline const float* descriptors_of(const char* op, const char* name, const Tenso
                                    bool filled, const Tensor& like) {
   require_tensor(op, name, desc, ScalarType::Float, {logits.num_rows, kDescriptorColumns}, &like);
   const auto* data = static_cast<const float*>(desc.const_data_ptr());
-  for (int64_t r = 0; filled && like.is_cpu() && r < logits.num_rows; ++r) {
+  for (int64_t r = 0, end = filled ? num_seen(like, logits.num_rows) : 0; r < end; ++r) {
     const float argmax = data[r * kDescriptorColumns + kArgmax];
     require(argmax >= -1.0f && argmax < static_cast<float>(logits.vocab_size), op, ": ", name, "[", r,
             "] must come from row_descriptor of these logits, but its argmax is ", argmax);
@@ -88,7 +91,7 @@ inline const float* descriptors_of(const char* op, const char* name, const Tenso
 inline const int64_t* positions_of(const char* op, const Tensor& positions, int64_t n, int64_t longest,
                                    const Tensor& like) {
   const auto* data = vector_of<int64_t>(op, "positions", positions, ScalarType::Long, n, like);
-  for (int64_t r = 0; like.is_cpu() && r < n; ++r) {
+  for (int64_t r = 0, end = num_seen(like, n); r < end; ++r) {
     require(data[r] >= 0 && data[r] < kMaxPosition - longest, op, ": positions[", r, "] must be in [0, 2^56), got ",
             data[r]);
   }
@@ -135,7 +138,7 @@ inline DraftDist draft_params(const std::string& name, const std::optional<Tenso
   if (!proposals) return d;
   d.proposals = vector_of<int8_t>(op, "proposals", *proposals, ScalarType::Char, num_nodes, like);
   bool drawn = !like.is_cpu();  // on a GPU nobody looks
-  for (int64_t v = 0; like.is_cpu() && v < num_nodes; ++v) {
+  for (int64_t v = 0, end = num_seen(like, num_nodes); v < end; ++v) {
     require(d.proposals[v] >= 0 && d.proposals[v] <= 2, op, ": proposals[", v,
             "] must be 0 (one-hot), 1 (iid) or 2 (without replacement), got ", int(d.proposals[v]));
     drawn |= d.proposals[v] != 0;
@@ -160,7 +163,7 @@ inline DraftDist draft_params(const std::string& name, const std::optional<Tenso
   }
   if (rows) {
     d.rows = vector_of<int32_t>(op, "draft rows", *rows, ScalarType::Int, num_nodes, like);
-    for (int64_t v = 0; like.is_cpu() && v < num_nodes; ++v) {
+    for (int64_t v = 0, end = num_seen(like, num_nodes); v < end; ++v) {
       require(d.rows[v] >= -1 && d.rows[v] < d.num_rows, op, ": draft rows[", v, "] must be -1 (none) or in [0, ",
               d.num_rows, "), got ", d.rows[v]);
     }
@@ -259,7 +262,7 @@ std::tuple<Tensor, Tensor, Tensor> with_sample_children_params(const Tensor& log
   p.seeds = vector_of<int64_t>(op, "seeds", seeds, ScalarType::Long, n, logits);
   p.positions = positions_of(op, positions, n, 0, logits);
   p.streams = vector_of<int32_t>(op, "streams", streams, ScalarType::Int, n, logits);
-  for (int64_t r = 0; logits.is_cpu() && r < n; ++r) {
+  for (int64_t r = 0, end = num_seen(logits, n); r < end; ++r) {
     require(p.streams[r] >= 0 && p.streams[r] < (1 << 24), op, ": streams[", r, "] must be in [0, 2^24), got ",
             p.streams[r]);
   }
@@ -306,7 +309,7 @@ void with_verify_params(const std::string& op_name, const std::string& rule, con
   p.coins = nullptr;
   if (coins) {
     p.coins = vector_of<float>(op, "coins", *coins, ScalarType::Float, n, logits);
-    for (int64_t v = 0; logits.is_cpu() && v < n; ++v) {
+    for (int64_t v = 0, end = num_seen(logits, n); v < end; ++v) {
       require(p.coins[v] >= 0.0f && p.coins[v] < 1.0f, op, ": coins[", v, "] must be in [0, 1), got ", p.coins[v]);
     }
   }
@@ -341,7 +344,7 @@ std::tuple<Tensor, Tensor> with_token_logprobs_params(const Tensor& logits, cons
   p.count = rows.size(0);
   p.rows = static_cast<const int32_t*>(rows.const_data_ptr());
   p.tokens = vector_of<int32_t>(op, "tokens", tokens, ScalarType::Int, p.count, logits);
-  for (int64_t i = 0; logits.is_cpu() && i < p.count; ++i) {
+  for (int64_t i = 0, end = num_seen(logits, p.count); i < end; ++i) {
     require(p.rows[i] >= -1 && p.rows[i] < p.logits.num_rows, op, ": rows[", i, "] must be -1 (none) or in [0, ",
             p.logits.num_rows, "), got ", p.rows[i]);
     require(p.rows[i] < 0 || (p.tokens[i] >= -1 && p.tokens[i] < p.logits.vocab_size), op, ": tokens[", i,
