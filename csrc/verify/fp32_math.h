@@ -86,8 +86,12 @@ struct NoiseBlock {
 // Counters of blocks; those of tokens are below 2^22.
 constexpr uint32_t kNoiseBlockCounter = 0x80000000u;
 
+TTC_HOST_DEVICE float earliest(float uniform) { return exponential(uniform) * (1.0f / kNoiseBlock); }
+
+TTC_HOST_DEVICE int32_t place_of(uint32_t word) { return static_cast<int32_t>(word >> 24); }
+
 TTC_HOST_DEVICE NoiseBlock noise_block_of(uint32_t word0, uint32_t word1) {
-  return {exponential(uniform(word0)) * (1.0f / kNoiseBlock), static_cast<int32_t>(word1 >> 24)};
+  return {earliest(uniform(word0)), place_of(word1)};
 }
 
 TTC_HOST_DEVICE NoiseBlock noise_block(const PhiloxStream& stream, int64_t block) {

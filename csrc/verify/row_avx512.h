@@ -11,46 +11,61 @@ namespace ttc {
 // What PlainLanes has.
 struct Avx512Lanes {
   // GCC does not find the 32 x 32 -> 64 bit multiplication of 512-bit vectors by itself.
-  TTC_TARGET_AVX512 static void philox(const PhiloxStream& stream, const uint32_t* counters,
-                                                         uint32_t* words) {
-    __m512i w0 = _mm512_loadu_si512(counters);
-    __m512i w1 = _mm512_set1_epi32(static_cast<int>(stream.counter[1]));
-    __m512i w2 = _mm512_set1_epi32(static_cast<int>(stream.counter[2]));
-    __m512i w3 = _mm512_set1_epi32(static_cast<int>(stream.counter[3]));
-    const __m512i factor0 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor0));
-    const __m512i factor1 = _mm512_set1_epi32(static_cast<int>(kPhiloxFactor1));
-    constexpr auto kOddDown = static_cast<_MM_PERM_ENUM>(0xf5), kEvenUp = static_cast<_MM_PERM_ENUM>(0xa0);
-    uint32_t k0 = stream.key[0], k1 = stream.key[1];
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; ++round) {
-      // Even and odd lanes are multiplied apart; their halves are then put back into place.
-      const __m512i even0 = _mm512_mul_epu32(w0, factor0);
-      const __m512i odd0 = _mm512_mul_epu32(_mm512_srli_epi64(w0, 32), factor0);
-      const __m512i even1 = _mm512_mul_epu32(w2, factor1);
-      const __m512i odd1 = _mm512_mul_epu32(_mm512_srli_epi64(w2, 32), factor1);
-      const __m512i high0 = _mm512_mask_shuffle_epi32(odd0, 0x5555, even0, kOddDown);
-      const __m512i high1 = _mm512_mask_shuffle_epi32(odd1, 0x5555, even1, kOddDown);
-      const __m512i low0 = _mm512_mask_shuffle_epi32(even0, 0xaaaa, odd0, kEvenUp);
-      const __m512i low1 = _mm512_mask_shuffle_epi32(even1, 0xaaaa, odd1, kEvenUp);
-      const __m512i key0 = _mm512_set1_epi32(static_cast<int>(k0));
-      const __m512i key1 = _mm512_set1_epi32(static_cast<int>(k1));
-      w0 = _mm512_ternarylogic_epi32(high1, w1, key0, 0x96);
-      w2 = _mm512_ternarylogic_epi32(high0, w3, key1, 0x96);
-      w1 = low1;
-      w3 = low0;
-      k0 += kPhiloxWeyl0;
-      k1 += kPhiloxWeyl1;
+  template <int64_t kCount>
+  TTC_TARGET_AVX512 static void philox(const PhiloxStream& stream, const uint32_t* counters, uint32_t* words) {
+    constexpr int64_t kSets = kCount / kRowLanes;
+    const auto all = [](uint32_t word) __attribute__((target("avx512f"))) {
+      return _mm512_set1_epi32(static_cast<int>(word));
+    };
+    __m512i w0[kSets];
+    __m512i w1[kSets];
+    __m512i w2[kSets];
+    __m512i w3[kSets];
+    for (int64_t i = 0; i < kSets; ++i) {
+      w0[i] = _mm512_loadu_si512(counters + kRowLanes * i);
+      w1[i] = all(stream.counter[1]);
+      w2[i] = all(stream.counter[2]);
+      w3[i] = all(stream.counter[3]);
     }
-    _mm512_storeu_si512(words, w0);
-    _mm512_storeu_si512(words + 16, w1);
-    _mm512_storeu_si512(words + 32, w2);
-    _mm512_storeu_si512(words + 48, w3);
+    const __m512i factor0 = all(kPhiloxFactor0), factor1 = all(kPhiloxFactor1);
+    __m512i key0 = all(stream.key[0]), key1 = all(stream.key[1]);
+    constexpr auto kOddDown = static_cast<_MM_PERM_ENUM>(0xf5), kEvenUp = static_cast<_MM_PERM_ENUM>(0xa0);
+#pragma GCC unroll 1
+    for (int round = 0; round < 10; ++round) {
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < kSets; ++i) {
+        // Even and odd lanes are multiplied apart; their halves are then put back into place.
+        const __m512i even0 = _mm512_mul_epu32(w0[i], factor0);
+        const __m512i odd0 = _mm512_mul_epu32(_mm512_srli_epi64(w0[i], 32), factor0);
+        const __m512i even1 = _mm512_mul_epu32(w2[i], factor1);
+        const __m512i odd1 = _mm512_mul_epu32(_mm512_srli_epi64(w2[i], 32), factor1);
+        const __m512i high0 = _mm512_mask_shuffle_epi32(odd0, 0x5555, even0, kOddDown);
+        const __m512i high1 = _mm512_mask_shuffle_epi32(odd1, 0x5555, even1, kOddDown);
+        w0[i] = _mm512_ternarylogic_epi32(high1, w1[i], key0, 0x96);
+        w2[i] = _mm512_ternarylogic_epi32(high0, w3[i], key1, 0x96);
+        w1[i] = _mm512_mask_shuffle_epi32(even1, 0xaaaa, odd1, kEvenUp);
+        w3[i] = _mm512_mask_shuffle_epi32(even0, 0xaaaa, odd0, kEvenUp);
+      }
+      key0 = _mm512_add_epi32(key0, all(kPhiloxWeyl0));
+      key1 = _mm512_add_epi32(key1, all(kPhiloxWeyl1));
+    }
+    for (int64_t i = 0; i < kSets; ++i) {
+      _mm512_storeu_si512(words + kRowLanes * i, w0[i]);
+      _mm512_storeu_si512(words + kRowLanes * i + kCount, w1[i]);
+      _mm512_storeu_si512(words + kRowLanes * i + 2 * kCount, w2[i]);
+      _mm512_storeu_si512(words + kRowLanes * i + 3 * kCount, w3[i]);
+    }
   }
 
   TTC_TARGET_AVX512 static int64_t index_of_largest(const float* numbers, int64_t n) {
-    __m512 lanes = _mm512_loadu_ps(numbers);
-    for (int64_t i = kRowLanes; i < n; i += kRowLanes) lanes = _mm512_max_ps(lanes, _mm512_loadu_ps(numbers + i));
-    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(lanes));
+    __m512 lanes[4];
+    for (int64_t v = 0; v < 4; ++v) lanes[v] = _mm512_loadu_ps(numbers + kRowLanes * v);
+    for (int64_t i = kRowPiece; i < n; i += kRowPiece) {
+#pragma GCC unroll 4
+      for (int64_t v = 0; v < 4; ++v) lanes[v] = _mm512_max_ps(lanes[v], _mm512_loadu_ps(numbers + i + kRowLanes * v));
+    }
+    const __m512 both = _mm512_max_ps(_mm512_max_ps(lanes[0], lanes[1]), _mm512_max_ps(lanes[2], lanes[3]));
+    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(both));
     for (int64_t i = 0;; i += kRowLanes) {
       const __mmask16 found = _mm512_cmp_ps_mask(_mm512_loadu_ps(numbers + i), largest, _CMP_EQ_OQ);
       if (found != 0) return i + __builtin_ctz(found);

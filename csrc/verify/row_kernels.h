@@ -252,15 +252,16 @@ struct Race {
 
 // What a race does with 16 or 64 numbers at a time, in plain loops.
 struct PlainLanes {
-  // words[16 i + j] = word i of counter j.
+  // words[kCount i + j] = word i of counter j.
+  template <int64_t kCount>
   TTC_ALWAYS_INLINE static void philox(const PhiloxStream& stream, const uint32_t* counters, uint32_t* words) {
-    for (int64_t j = 0; j < kRowLanes; ++j) {
+    for (int64_t j = 0; j < kCount; ++j) {
       const Philox4 drawn = philox_draw(stream, counters[j]);
-      for (int64_t i = 0; i < 4; ++i) words[kRowLanes * i + j] = drawn.word[i];
+      for (int64_t i = 0; i < 4; ++i) words[kCount * i + j] = drawn.word[i];
     }
   }
 
-  // The first of the largest of n numbers, a multiple of 16.
+  // The first of the largest of n numbers, a multiple of 64.
   TTC_ALWAYS_INLINE static int64_t index_of_largest(const float* numbers, int64_t n) {
     float lanes[kRowLanes];
     std::copy_n(numbers, kRowLanes, lanes);
@@ -285,28 +286,29 @@ struct PlainLanes {
   }
 };
 
-// The earliest clocks of 64 blocks, and what the best scores in them may be.
+constexpr int64_t kRaceBlocks = 1024;  // that are put in order together
+
+// The earliest clocks of blocks, and what the best scores in them may be.
 struct NoiseBlocks {
-  float least[kRowPiece], bound[kRowPiece];
-  int32_t place[kRowPiece];
+  float least[kRaceBlocks], bound[kRaceBlocks];
+  int32_t place[kRaceBlocks];
 };
 
-// Many at a time, since what is computed of one block is one long chain.
+// `count` is a multiple of 64. Each logarithm is one long chain of operations: in loops of their own, many
+// are under way at a time.
 template <class Lanes>
-TTC_ALWAYS_INLINE void draw_noise_blocks(const PhiloxStream& stream, int64_t block, NoiseBlocks& noise) {
-  uint32_t counters[kRowLanes], words[4 * kRowLanes], word0[kRowPiece], word1[kRowPiece];
-  for (int64_t i = 0; i < kRowPiece; i += kRowLanes) {
-    for (int64_t j = 0; j < kRowLanes; ++j) counters[j] = kNoiseBlockCounter + static_cast<uint32_t>(block + i + j);
-    Lanes::philox(stream, counters, words);
-    std::copy_n(words, kRowLanes, word0 + i);
-    std::copy_n(words + kRowLanes, kRowLanes, word1 + i);
+TTC_ALWAYS_INLINE void draw_noise_blocks(const PhiloxStream& stream, int64_t block, int64_t count, NoiseBlocks& noise) {
+  uint32_t counters[kRowPiece], words[4 * kRowPiece];
+  for (int64_t i = 0; i < count; i += kRowPiece) {
+    for (int64_t j = 0; j < kRowPiece; ++j) counters[j] = kNoiseBlockCounter + static_cast<uint32_t>(block + i + j);
+    Lanes::template philox<kRowPiece>(stream, counters, words);
+    for (int64_t j = 0; j < kRowPiece; ++j) {
+      noise.least[i + j] = uniform(words[j]);
+      noise.place[i + j] = place_of(words[kRowPiece + j]);
+    }
   }
-  for (int64_t j = 0; j < kRowPiece; ++j) {
-    const NoiseBlock drawn = noise_block_of(word0[j], word1[j]);
-    noise.least[j] = drawn.least;
-    noise.place[j] = drawn.place;
-    noise.bound[j] = noise_bound(drawn);
-  }
+  for (int64_t j = 0; j < count; ++j) noise.least[j] = earliest(noise.least[j]);
+  for (int64_t j = 0; j < count; ++j) noise.bound[j] = noise_bound({noise.least[j], noise.place[j]});
 }
 
 // Tokens of any blocks that may win a race, to be scored together.
@@ -324,8 +326,13 @@ TTC_ALWAYS_INLINE void score_candidates(const Race& a, const Candidates& x, floa
   uint32_t counters[kRowLanes], words[4 * kRowLanes], random[kRowLanes];
   if constexpr (kNoise) {
     for (int64_t j = 0; j < kRowLanes; ++j) counters[j] = static_cast<uint32_t>(x.token[j]) / 4;
-    Lanes::philox(a.stream, counters, words);
-    for (int64_t j = 0; j < kRowLanes; ++j) random[j] = words[x.token[j] % 4 * kRowLanes + j];
+    Lanes::template philox<kRowLanes>(a.stream, counters, words);
+    for (int64_t j = 0; j < kRowLanes; ++j) {
+      const int32_t i = x.token[j] % 4;
+      const uint32_t even = i < 2 ? words[j] : words[2 * kRowLanes + j];
+      const uint32_t odd = i < 2 ? words[kRowLanes + j] : words[3 * kRowLanes + j];
+      random[j] = i % 2 == 0 ? even : odd;
+    }
   }
   for (int64_t j = 0; j < kRowLanes; ++j) {
     const float l = x.logit[j];
@@ -348,10 +355,9 @@ TTC_ALWAYS_INLINE void score_candidates(const Race& a, const Candidates& x, floa
 // cannot reach it, hardly a block has been visited in vain.
 template <class Lanes, bool kNoise, bool kResidual, typename Least, typename Body>
 TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body& body) {
-  constexpr int64_t kBatch = 1024;  // blocks that are put in order together
   const RowDist& d = a.target;
-  float buffer[kRowBlock], draft_buffer[kRowBlock], reach[kBatch];
-  NoiseBlocks noises[kBatch / kRowPiece];
+  float buffer[kRowBlock], draft_buffer[kRowBlock], reach[kRaceBlocks];
+  NoiseBlocks noise;
   Candidates candidates;
   const auto score = [&]() __attribute__((always_inline)) {
     float scores[kRowLanes];
@@ -381,28 +387,24 @@ TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body&
       }
     }
   };
-  for (int64_t begin = 0; begin < a.row.num_blocks(); begin += kBatch) {
-    int64_t count = 0;
-    for (; count < kBatch && begin + count < a.row.num_blocks(); count += kRowPiece) {
-      NoiseBlocks& noise = noises[count / kRowPiece];
-      a.row.fetch_ahead(kRowPiece * kRowBlock * dtype_bytes(a.row.dtype) / 8);
-      if constexpr (kNoise) draw_noise_blocks<Lanes>(a.stream, begin + count, noise);
-      for (int64_t j = 0; j < kRowPiece; ++j) {
-        const float top = a.tops[begin + count + j];
-        const float score = (top - d.max) * d.inv_temperature + (kNoise ? noise.bound[j] : 0.0f);
-        reach[count + j] = top >= d.pivot ? score : kLowest;
-      }
+  for (int64_t begin = 0; begin < a.row.num_blocks(); begin += kRaceBlocks) {
+    const int64_t left = (a.row.num_blocks() - begin + kRowPiece - 1) / kRowPiece * kRowPiece;
+    const int64_t count = left < kRaceBlocks ? left : kRaceBlocks;
+    if constexpr (kNoise) draw_noise_blocks<Lanes>(a.stream, begin, count, noise);
+    for (int64_t j = 0; j < count; ++j) {
+      const float top = a.tops[begin + j];
+      const float score = (top - d.max) * d.inv_temperature + (kNoise ? noise.bound[j] : 0.0f);
+      reach[j] = top >= d.pivot ? score : kLowest;
     }
     for (;;) {
-      const int64_t at = Lanes::index_of_largest(reach, count);
-      if (reach[at] == kLowest || reach[at] < least()) break;
-      reach[at] = kLowest;
-      const NoiseBlocks& noise = noises[at / kRowPiece];
-      const int64_t j = at % kRowPiece;
+      const int64_t j = Lanes::index_of_largest(reach, count);
+      if (reach[j] == kLowest || reach[j] < least()) break;
+      reach[j] = kLowest;
+      a.row.fetch_ahead(4 * kRowBlock * dtype_bytes(a.row.dtype));
       if constexpr (kNoise) {
-        visit((begin + at) * kRowBlock, {noise.least[j], noise.place[j]}, noise.bound[j]);
+        visit((begin + j) * kRowBlock, {noise.least[j], noise.place[j]}, noise.bound[j]);
       } else {
-        visit((begin + at) * kRowBlock, {}, 0.0f);
+        visit((begin + j) * kRowBlock, {}, 0.0f);
       }
     }
     score();
