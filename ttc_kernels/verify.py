@@ -272,7 +272,7 @@ _FILLED: dict[tuple, torch.Tensor] = {}
 
 
 def _filled(value: float, n: int, dtype: torch.dtype) -> torch.Tensor:
-    """`n` times the same number on the CPU, to be read only: a call after another makes no new one."""
+    """`n` times one number on the CPU, to be read only; the next call gets the same tensor."""
     key = value, n, dtype
     found = _FILLED.get(key)
     if found is None:
@@ -290,7 +290,7 @@ def _per_row(
     logits: torch.Tensor,
     n: int | None = None,
 ) -> torch.Tensor:
-    """One number, or one for each of `n`, by default the rows, as a dense tensor of the op's dtype."""
+    """One number, or one for each of `n` (default: rows), as a dense tensor of the op's dtype."""
     n = logits.shape[0] if n is None else n
     # Of a plain number one tensor is made, without others on the way; the op checks its range.
     if isinstance(value, int | float) and logits.device.type == "cpu":
