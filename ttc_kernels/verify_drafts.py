@@ -431,7 +431,7 @@ def _verify(
     require_dtype(op, "desc", desc, (torch.float32,))
     out = VerifyResult.empty(tree) if out is None else out
     draft = DraftDistribution.one_hot() if draft is None else draft
-    torch.ops.ttc_kernels.verify.default(
+    torch.ops.ttc_kernels.verify(
         op, rule, logits, desc, *columns, bitmask, tokens,
         None if chain else tree.parent, tree.cu_nodes,
         _per_row(op, "seeds", seeds, torch.int64, logits, tree.num_requests),
