@@ -309,7 +309,8 @@ TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowSca
       const __m512 top = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(tops + b), max16), scale16);
       const __mmask16 there = _cvtu32_mask16(end - b < kRowLanes ? (1u << (end - b)) - 1 : 0xffff);
       const __mmask16 is_wide = _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kNarrow), _CMP_NLT_UQ);
-      const __mmask16 is_narrow = _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kNoWeight), _CMP_NLT_UQ) & ~is_wide;
+      const __mmask16 has_weight = _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kNoWeight), _CMP_NLT_UQ);
+      const __mmask16 is_narrow = has_weight & ~is_wide;
       const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(b)), lane);
       _mm512_storeu_si512(wide + num_wide, _mm512_maskz_compress_epi32(is_wide, index));
       _mm512_storeu_si512(narrow + num_narrow, _mm512_maskz_compress_epi32(is_narrow, index));
@@ -324,8 +325,8 @@ TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowSca
   const int32_t first = 0;
   for (int64_t b = whole; b < blocks; ++b) {
     const float* logits = block_of(row, b * kRowBlock, buffer);
-    sum +=
-        sum_blocks<Dtype::kFloat32, true, true>(reinterpret_cast<const char*>(logits), &first, 1, scan.max, scale, nothing);
+    const auto* source = reinterpret_cast<const char*>(logits);
+    sum += sum_blocks<Dtype::kFloat32, true, true>(source, &first, 1, scan.max, scale, nothing);
   }
   return sum;
 }
