@@ -99,7 +99,7 @@ class PanelTile : Tile<Dot, Src, TileLookahead<Src>> {
     // A chunk's products are one run of the micro-kernel, or they must be summed up before.
     const bool folds_at_once = Base::folds_ && Micro<Dot>::kRun >= kValueSteps;
     float* const output =
-        folds_at_once ? a_.scratch.stretch.o + int64_t(Base::head_) * Base::padded_rows_ * dim_ : Base::o_;
+        folds_at_once ? Base::stretch_.o + int64_t(Base::head_) * Base::padded_rows_ * dim_ : Base::o_;
     Base::use_scores(0);
     for (int i = 0; i < a_.item->q_count; i += queries) {
       const int count = std::min(queries, a_.item->q_count - i), rows = count * group_;

@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "tree_attention/cpu_kernels.h"
 #include "tree_attention/cpu_lookahead.h"
@@ -34,7 +35,12 @@ class Tile {
  public:
   // padded_rows: rows per KV head that the products compute; those beyond the item's are zero.
   explicit Tile(const TileArgs& args, int padded_rows = 0)
-      : a_(args), p_(*args.params), h_(*args.plan->header), lookahead_(args) {
+      : a_(args),
+        p_(*args.params),
+        h_(*args.plan->header),
+        lookahead_(args),
+        stretch_(args.scratch.stretch),
+        row_(args.scratch.row) {
     group_ = h_.num_q_heads / h_.num_kv_heads;
     dim_ = h_.head_dim;
     rows_ = args.item->q_count * group_;
@@ -48,19 +54,19 @@ class Tile {
     const PlanView& plan = *a_.plan;
     const int64_t token = plan.q_token[plan.merge_query[index]];
     for (int64_t head = 0; head < h_.num_q_heads; ++head) {
-      clear(a_.scratch.stretch, 1);
-      clear(a_.scratch.row, 1);
+      clear(stretch_, 1);
+      clear(row_, 1);
       const int64_t begin = plan.merge_ptr[index], end = plan.merge_ptr[index + 1];
       bool several = false;
       for (int64_t i = begin; i < end; ++i) {
         const int32_t entry = plan.merge_slot[i];
-        if (entry < 0 && i > begin) end_stretch(1), several = true;
+        if (entry < 0 && i > begin) end_stretch(1, !several), several = true;
         const int64_t slot = int64_t(entry < 0 ? ~entry : entry) * h_.num_q_heads + head;
         float* const ml = a_.partial_ml + 2 * slot;
-        fold(a_.scratch.stretch, 0, {a_.partial_out + slot * dim_, ml, ml + 1}, 0);
+        fold(stretch_, 0, {a_.partial_out + slot * dim_, ml, ml + 1}, 0);
       }
-      if (several) end_stretch(1);
-      finish(token, head, several ? a_.scratch.row : a_.scratch.stretch, 0);
+      if (several) end_stretch(1, false);
+      finish(token, head, several ? row_ : stretch_, 0);
     }
   }
 
@@ -82,17 +88,20 @@ class Tile {
     const int64_t begin = a_.item->k_begin;
     folds_ = h_.chunk == kTileKeys && begin % kStretchTokens == 0 && end > begin + kTileKeys;
     const bool several = folds_ && end > begin + kStretchTokens;
-    if (folds_) clear(a_.scratch.stretch, rows);
-    if (several) clear(a_.scratch.row, rows);
-    for (; k < end; k += kTileKeys) {
+    if (folds_) clear(stretch_, rows);
+    if (several) clear(row_, rows);
+    for (bool is_first = true; k < end; k += kTileKeys) {
       lookahead_.begin_tile(k, end);
       tile(k, lookahead_.keys());
       lookahead_.end_tile();
-      if (several && ((k + kTileKeys) % kStretchTokens == 0 || k + kTileKeys >= end)) end_stretch(rows);
+      if (several && ((k + kTileKeys) % kStretchTokens == 0 || k + kTileKeys >= end)) {
+        end_stretch(rows, is_first);
+        is_first = false;
+      }
     }
     for (int h = 0; h < a_.num_heads; ++h) {
       select(h);
-      write(several ? a_.scratch.row : folds_ ? a_.scratch.stretch : a_.scratch.item);
+      write(several ? row_ : folds_ ? stretch_ : a_.scratch.item);
     }
     if (a_.stream_partials) S::end_stream();
     return lookahead_.asked();
@@ -103,14 +112,27 @@ class Tile {
   // merge(): that changes nothing.
   void fold_chunk() {  // of the selected head
     const int64_t first = int64_t(head_) * padded_rows_;
-    for (int r = 0; r < rows_; ++r) fold(a_.scratch.stretch, first + r, a_.scratch.item, first + r);
+    for (int r = 0; r < rows_; ++r) fold(stretch_, first + r, a_.scratch.item, first + r);
     for (int r = 0; r < rows_; ++r) m_[r] = -__builtin_inff(), l_[r] = 0;
     __builtin_memset(o_, 0, size_t(rows_) * dim_ * sizeof(float));
   }
 
-  void end_stretch(int rows) {
-    for (int r = 0; r < rows; ++r) fold(a_.scratch.row, r, a_.scratch.stretch, r);
-    clear(a_.scratch.stretch, rows);
+  // Folds the stretch into the rows, of which nothing is known before the first one.
+  void end_stretch(int rows, bool is_first) {
+    if (is_first) return std::swap(row_, stretch_);
+    for (int r0 = 0; r0 < rows; r0 += W) {
+      const int n = rows - r0 < W ? rows - r0 : W;
+      float old[W], add[W];
+      fold_sums(row_.m + r0, row_.l + r0, stretch_.m + r0, stretch_.l + r0, n, old, add);
+      for (int r = 0; r < n; ++r) {
+        float *const o = row_.o + int64_t(r0 + r) * dim_, *const more = stretch_.o + int64_t(r0 + r) * dim_;
+        const Vec vold = S::set1(old[r]), vadd = S::set1(add[r]);
+        if (add[r] != 0)
+          for (int d = 0; d < dim_; d += W)
+            S::store(o + d, S::fma(S::load(more + d), vadd, S::mul(S::load(o + d), vold)));
+        __builtin_memset(more, 0, size_t(dim_) * sizeof(float));
+      }
+    }
   }
 
   void clear(const RowStates& states, int rows) const {
@@ -121,41 +143,42 @@ class Tile {
   // fold_chunk() where the products go to the stretch's output at once: the factors of it and of the
   // products of the rows [first, first + count).
   void fold_factors(int first, int count) {
-    float* const m = a_.scratch.stretch.m + int64_t(head_) * padded_rows_;
-    float* const l = a_.scratch.stretch.l + int64_t(head_) * padded_rows_;
-    for (int r0 = first; r0 < first + count; r0 += W) {
-      float old[W] = {}, add[W] = {};
-      const int n = first + count - r0 < W ? first + count - r0 : W;
-      for (int r = 0; r < n; ++r) {
-        const float more = m_[r0 + r], before = m[r0 + r], top = more > before || more != more ? more : before;
-        const bool empty = l_[r0 + r] == 0;
-        old[r] = empty ? 0 : before - top;
-        add[r] = empty ? -__builtin_inff() : more - top;
-        if (!empty) m[r0 + r] = top;
-      }
-      S::store(old, S::exp2(S::load(old)));
-      S::store(add, S::exp2(S::load(add)));
-      for (int r = 0; r < n; ++r) {
-        alpha_[r0 + r] = old[r];
-        beta_[r0 + r] = add[r];
-        l[r0 + r] = __builtin_fmaf(l_[r0 + r], add[r], l[r0 + r] * old[r]);
-        m_[r0 + r] = -__builtin_inff();
-        l_[r0 + r] = 0;
-      }
+    float* const m = stretch_.m + int64_t(head_) * padded_rows_;
+    float* const l = stretch_.l + int64_t(head_) * padded_rows_;
+    for (int r = first; r < first + count; r += W) {
+      const int n = first + count - r < W ? first + count - r : W;
+      float old[W], add[W];
+      fold_sums(m + r, l + r, m_ + r, l_ + r, n, old, add);
+      __builtin_memcpy(alpha_ + r, old, size_t(n) * sizeof(float));
+      __builtin_memcpy(beta_ + r, add, size_t(n) * sizeof(float));
     }
   }
 
-  // Takes the state of more keys, row b of `more`, into row a; into an empty state it is copied.
+  // Takes up to W rows' maxima and sums of more keys, which it empties, into others, and gives the factors
+  // of the outputs.
+  static TTC_INLINE void fold_sums(float* m, float* l, float* more_m, float* more_l, int n, float* old, float* add) {
+    for (int r = 0; r < W; ++r) old[r] = add[r] = 0;
+    for (int r = 0; r < n; ++r) {
+      const float more = more_m[r], before = m[r], top = more > before || more != more ? more : before;
+      const bool empty = more_l[r] == 0;
+      old[r] = empty ? 0 : before - top;
+      add[r] = empty ? -__builtin_inff() : more - top;
+      if (!empty) m[r] = top;
+    }
+    S::store(old, S::exp2(S::load(old)));
+    S::store(add, S::exp2(S::load(add)));
+    for (int r = 0; r < n; ++r) {
+      l[r] = __builtin_fmaf(more_l[r], add[r], l[r] * old[r]);
+      more_m[r] = -__builtin_inff();
+      more_l[r] = 0;
+    }
+  }
+
+  // Takes the state of more keys, row b of `more`, into row a; into an empty state it is copied bit for bit.
   TTC_INLINE void fold(const RowStates& into, int64_t a, const RowStates& more, int64_t b) const {
     float &m = into.m[a], &l = into.l[a], *const o = into.o + a * dim_;
     const float more_m = more.m[b], more_l = more.l[b], *const more_o = more.o + b * dim_;
     if (more_l == 0) return;
-    if (l == 0) {
-      __builtin_memcpy(o, more_o, size_t(dim_) * sizeof(float));
-      m = more_m;
-      l = more_l;
-      return;
-    }
     const float top = more_m > m || more_m != more_m ? more_m : m;
     float change[W] = {m - top, more_m - top};
     S::store(change, S::exp2(S::load(change)));
@@ -366,6 +389,7 @@ class Tile {
   Elem *q_, *prob_;
   float *s_, *o_, *m_, *l_, *alpha_, *beta_;
   bool folds_ = false;
+  RowStates stretch_, row_;  // of the unit's KV heads one after the other, padded_rows_ each
 
  private:
   int64_t min_lo_, max_hi_;
