@@ -1,5 +1,6 @@
 // The cut of deterministic plans whose kernel folds chunks: which node reads which chunk is a matter of
 // cost, the bits are the same.
+#include <algorithm>
 #include <array>
 #include <limits>
 

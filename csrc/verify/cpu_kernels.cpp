@@ -14,7 +14,7 @@ namespace ttc {
 
 namespace {
 
-#define TTC_ROW_KERNELS(SUFFIX, TARGET, LANES, SCAN_ROW, SUM_WEIGHTS, COMPACT_BLOCK)                           \
+#define TTC_ROW_KERNELS(SUFFIX, TARGET, LANES, SCAN_ROW, SUM_WEIGHTS, COMPACT_BLOCK)                                  \
   TARGET RowScan scan_row_##SUFFIX(const RowView& row, float* tops) { return SCAN_ROW(row, tops); }                   \
   TARGET Specials count_specials_##SUFFIX(const RowView& row) { return count_specials(row); }                         \
   TARGET int64_t sum_weights_##SUFFIX(const RowView& row, const RowScan& scan, float inv, const float* tops) {        \
@@ -27,12 +27,12 @@ namespace {
   TARGET void fixed_weights_##SUFFIX(const float* logits, int64_t n, float max, float inv, int64_t* weights) {        \
     fixed_weights(logits, n, max, inv, weights);                                                                      \
   }                                                                                                                   \
-  TARGET Winner race_row_##SUFFIX(const Race& race) { return race_row<LANES>(race); }                          \
+  TARGET Winner race_row_##SUFFIX(const Race& race) { return race_row<LANES>(race); }                                 \
   TARGET int64_t top_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                                     \
-    return top_scores<LANES, false>(race, k, best);                                                            \
+    return top_scores<LANES, false>(race, k, best);                                                                   \
   }                                                                                                                   \
   TARGET int64_t noisy_scores_##SUFFIX(const Race& race, int64_t k, Winner* best) {                                   \
-    return top_scores<LANES, true>(race, k, best);                                                             \
+    return top_scores<LANES, true>(race, k, best);                                                                    \
   }                                                                                                                   \
   TARGET int64_t residual_mass_##SUFFIX(const RowDist& p, const RowView& row, const RowDist& q, const RowView& draft, \
                                         float c) {                                                                    \

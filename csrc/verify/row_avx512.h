@@ -14,9 +14,8 @@ struct Avx512Lanes {
   template <int64_t kCount>
   TTC_TARGET_AVX512 static void philox(const PhiloxStream& stream, const uint32_t* counters, uint32_t* words) {
     constexpr int64_t kSets = kCount / kRowLanes;
-    const auto all = [](uint32_t word) __attribute__((target("avx512f"))) {
-      return _mm512_set1_epi32(static_cast<int>(word));
-    };
+    const auto all = [](uint32_t word)
+                         __attribute__((target("avx512f"))) { return _mm512_set1_epi32(static_cast<int>(word)); };
     __m512i w0[kSets];
     __m512i w1[kSets];
     __m512i w2[kSets];
@@ -72,8 +71,7 @@ struct Avx512Lanes {
     }
   }
 
-  TTC_TARGET_AVX512 static uint64_t reaching(const RowDist& d, const float* logits, float noise,
-                                                               float score) {
+  TTC_TARGET_AVX512 static uint64_t reaching(const RowDist& d, const float* logits, float noise, float score) {
     const __m512 pivot = _mm512_set1_ps(d.pivot), max = _mm512_set1_ps(d.max), bound = _mm512_set1_ps(score);
     const __m512 inv = _mm512_set1_ps(d.inv_temperature), most = _mm512_set1_ps(noise);
     uint64_t bits = 0;
@@ -238,9 +236,8 @@ TTC_TARGET_AVX512 inline int64_t sum_blocks(const char* row, const int32_t* bloc
   const __m512 max16 = _mm512_set1_ps(max), scale16 = _mm512_set1_ps(scale);
   const __m512 anchor = _mm512_set1_ps(kExp2Anchor + (kWide ? 128.0f : 40.0f));
   const __m512 coarse = _mm512_set1_ps(kCoarse), both = _mm512_set1_ps(kCoarse + kFine);
-  const auto lanes = [](uint32_t bits) __attribute__((target("avx512f"))) {
-    return _mm512_set1_epi32(static_cast<int>(bits));
-  };
+  const auto lanes = [](uint32_t bits)
+                         __attribute__((target("avx512f"))) { return _mm512_set1_epi32(static_cast<int>(bits)); };
   const __m512i no_high = lanes(0u - kAdditions * float_to_bits(kCoarse));
   const __m512i no_low = kWide ? lanes(kOffset - kAdditions * float_to_bits(kFine)) : _mm512_setzero_si512();
   __m512i high_sum = _mm512_setzero_si512(), low_sum = high_sum;

@@ -234,6 +234,18 @@ def random_options(rng: np.random.Generator, page_size: int, fold=False) -> _hos
     )
 
 
+def small_tree(rng: np.random.Generator, page_size: int, nodes: int, root: int, tokens: int):
+    """Tables, lengths and query lengths of fewer than so many nodes, each shorter than given."""
+    chosen = [(-1, int(rng.integers(1, root)))]
+    for i in range(1, int(rng.integers(2, nodes))):
+        parent = -1 if rng.integers(8) == 0 else int(rng.integers(0, i))
+        chosen.append((parent, int(rng.integers(0, tokens))))
+    load = from_nodes("small", chosen, page_size=page_size, max_q_len=3)
+    keep = load.kv_lens > 0
+    tables = [t for t, k in zip(load.block_tables, keep, strict=True) if k]
+    return tables, load.kv_lens[keep], load.q_lens[keep]
+
+
 def brute_force(nodes, query_ptr, page_size, options):
     """Least cost over all choices: each inner node closes the open rectangle or leaves it open."""
     n = len(nodes)
@@ -264,14 +276,7 @@ def test_the_cut_equals_brute_force():
     shared = declined = between = 0
     for _ in range(1000):
         page_size = int(rng.choice([1, 4, 16]))
-        nodes = [(-1, int(rng.integers(1, 80)))]
-        for i in range(1, int(rng.integers(2, 13))):
-            parent = -1 if rng.integers(8) == 0 else int(rng.integers(0, i))
-            nodes.append((parent, int(rng.integers(0, 120))))
-        load = from_nodes("small", nodes, page_size=page_size, max_q_len=3)
-        keep = load.kv_lens > 0
-        tables = [t for t, k in zip(load.block_tables, keep, strict=True) if k]
-        lens, q_lens = load.kv_lens[keep], load.q_lens[keep]
+        tables, lens, q_lens = small_tree(rng, page_size, nodes=13, root=80, tokens=120)
         options = random_options(rng, page_size)
         rectangles, order, trie, (best, per_node, unshared) = _host.cut(
             options, tables, lens, q_lens
@@ -340,14 +345,7 @@ def test_the_folded_cut_equals_brute_force():
     above = below = 0
     for _ in range(300):
         page_size = int(rng.choice([16, 48, 128, 640]))
-        nodes = [(-1, int(rng.integers(1, 1500)))]
-        for i in range(1, int(rng.integers(2, 9))):
-            parent = -1 if rng.integers(8) == 0 else int(rng.integers(0, i))
-            nodes.append((parent, int(rng.integers(0, 700))))
-        load = from_nodes("small", nodes, page_size=page_size, max_q_len=3)
-        keep = load.kv_lens > 0
-        tables = [t for t, k in zip(load.block_tables, keep, strict=True) if k]
-        lens, q_lens = load.kv_lens[keep], load.q_lens[keep]
+        tables, lens, q_lens = small_tree(rng, page_size, nodes=9, root=1500, tokens=700)
         options = random_options(rng, page_size, fold=True)
         rectangles, order, trie, (best, _, _) = _host.cut(options, tables, lens, q_lens)
         query_ptr = np.concatenate([[0], np.cumsum(q_lens[order])])
