@@ -151,8 +151,8 @@ void tree_attention_cpu(const TreeAttentionParams& params, int64_t num_threads, 
 
   static thread_local Arena partials;
   const int64_t slots = int64_t(h.num_partials) * h.num_q_heads;
-  auto* partial_out = reinterpret_cast<float*>(partials.reserve(size_t(slots) * (h.head_dim + 2) * sizeof(float) + 64));
-  float* partial_ml = partial_out + slots * h.head_dim;
+  auto* partial_o = reinterpret_cast<float*>(partials.reserve(size_t(slots) * (h.head_dim + 2) * sizeof(float) + 64));
+  float* const partial_m = partial_o + slots * h.head_dim;
 
   // Calls run(args, worker) once for each of `workers` workers.
   const auto run_phase = [&](int64_t workers, auto&& run) {
@@ -163,8 +163,7 @@ void tree_attention_cpu(const TreeAttentionParams& params, int64_t num_threads, 
         args.params = &params;
         args.plan = &plan;
         args.scratch = carve(arena, group, h.head_dim);
-        args.partial_out = partial_out;
-        args.partial_ml = partial_ml;
+        args.partials = {partial_o, partial_m, partial_m + slots};
         args.stream_partials = slots * h.head_dim * int64_t(sizeof(float)) > kStreamBytes;
         run(args, first);
       }

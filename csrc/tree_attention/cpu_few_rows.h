@@ -20,7 +20,7 @@ class FewRowsTile : Tile<Dot, Src, BlockLookahead<Src, Dot::Simd::kWidth>> {
   using typename Base::Elem;
   using typename Base::S;
   using typename Base::Vec;
-  static constexpr int kPanel = 2 * W, kRun = Micro<Dot>::kRun;
+  static constexpr int kPanel = 2 * W;
   // So many sums hide the latency of a product; registers hold as many again.
   static constexpr int kSums = W == 16 ? 8 : 4;
   static constexpr int kAtOnce = R < kSums ? kSums / R : 1;  // heads of scores, panels of values
@@ -36,13 +36,10 @@ class FewRowsTile : Tile<Dot, Src, BlockLookahead<Src, Dot::Simd::kWidth>> {
       for (int h = 0; h < a_.num_heads; ++h) {
         Base::select(h);
         Base::softmax_rows(0, a_.item->q_count, k, n);
+        if (Base::folds_) Base::fold_factors(0, Base::rows_);
       }
       for (j = 0; j + W <= n; j += W) values<true>(j, n);
       if (j < n) values<false>(j, n);
-      for (int h = 0; Base::folds_ && h < a_.num_heads; ++h) {
-        Base::select(h);
-        Base::fold_chunk();
-      }
     });
   }
 
@@ -68,7 +65,7 @@ class FewRowsTile : Tile<Dot, Src, BlockLookahead<Src, Dot::Simd::kWidth>> {
     Vec acc[NH][R];
     for (int e = 0; e < steps; e += W) {
       const int64_t at = e * Dot::kStep;
-      const bool begins = e % kRun == 0, ends = (e + W) % kRun == 0 || e + W >= steps;
+      const bool begins = e % kScoreRun == 0, ends = (e + W) % kScoreRun == 0 || e + W >= steps;
 #pragma GCC unroll 8
       for (int h = 0; h < NH; ++h) {
         Vec key[W];
@@ -87,7 +84,7 @@ class FewRowsTile : Tile<Dot, Src, BlockLookahead<Src, Dot::Simd::kWidth>> {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
           if (float* c = s + (h * R + r) * kTileKeys; ends)
-            S::store(c, e < kRun ? acc[h][r] : S::add(S::load(c), acc[h][r]));
+            S::store(c, e < kScoreRun ? acc[h][r] : S::add(S::load(c), acc[h][r]));
       }
     }
   }
@@ -106,18 +103,16 @@ class FewRowsTile : Tile<Dot, Src, BlockLookahead<Src, Dot::Simd::kWidth>> {
   // For NP panels of dimensions from d on.
   template <bool kFull, int NP>
   TTC_INLINE void values(int j0, int n, int d, const typename Base::Look::Block& next) {
-    constexpr int kKeys = kRun * Dot::kStep;
     const Src* const* rows = lookahead_.value_rows() + j0;
     const int64_t head = Base::head_ * p_.v_head_stride + d;
     const int dim = dim_;
     float* const products = products_ + int64_t(Base::head_) * R * dim + d;
     const Elem* const prob = Base::prob_ + j0 / Dot::kStep;
     Vec acc[R][2 * NP];
-    const bool begins = j0 % kKeys == 0;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-      for (int v = 0; v < 2 * NP; ++v) acc[r][v] = begins ? S::zero() : S::load(products + r * dim + v * W);
+      for (int v = 0; v < 2 * NP; ++v) acc[r][v] = j0 == 0 ? S::zero() : S::load(products + r * dim + v * W);
     for (int j = 0; j < W; j += Dot::kStep) {
       const int last = j + Dot::kStep - 1;
       const Src* a = kFull || j0 + j < n ? rows[j] + head : kZeroRow<Src>;
@@ -135,22 +130,23 @@ class FewRowsTile : Tile<Dot, Src, BlockLookahead<Src, Dot::Simd::kWidth>> {
         for (int v = 0; v < 2 * NP; ++v) acc[r][v] = Dot::madd(acc[r][v], p, value[v]);
       }
     }
-    const bool ends = (j0 + W) % kKeys == 0 || j0 + W >= n;
+    const bool ends = j0 + W >= n;
+    float* const output = Base::output() + d;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
       for (int v = 0; v < 2 * NP; ++v) {
-        float* o = Base::o_ + r * dim + d + v * W;
+        float* o = output + r * dim + v * W;
         if (!ends)
           S::store(products + r * dim + v * W, acc[r][v]);
-        else if (j0 < kKeys)
-          S::store(o, S::fma(S::load(o), S::set1(Base::alpha_[r]), acc[r][v]));
+        else if (Base::folds_)
+          S::store(o, S::fma(acc[r][v], S::set1(Base::beta_[r]), S::mul(S::load(o), S::set1(Base::alpha_[r]))));
         else
-          S::store(o, S::add(S::load(o), acc[r][v]));
+          S::store(o, S::fma(S::load(o), S::set1(Base::alpha_[r]), acc[r][v]));
       }
   }
 
-  float* const products_;  // [heads][R][dim]: the run's sums so far
+  float* const products_;  // [heads][R][dim]: the tile's sums so far
 };
 
 }  // namespace ttc

@@ -39,8 +39,7 @@ struct TileArgs {
   int32_t next_kv_head;
   int32_t asked;  // rows of this unit that the caches were asked for while the unit before it ran
   TileScratch scratch;
-  float* partial_out;  // [partials, Hq, D], not normalised
-  float* partial_ml;   // [partials, Hq, 2]: maximum (base 2) and sum
+  RowStates partials;  // [slots, Hq]
   bool stream_partials;  // past the caches, which they would not fit
 };
 

@@ -66,11 +66,12 @@ struct GemmOperands {
   int64_t steps, panel_stride;
   float* c;  // [rows][ldc]
   int64_t ldc;
-  const float* scale;
+  const float* scale = nullptr;
   const float* product_scale = nullptr;  // only where all steps are one run
 };
 
-template <class Dot>
+// Sums of more than kRun steps are made in runs of kRun, which are added up: that rounds less.
+template <class Dot, int64_t kRun>
 struct Micro {
   using S = typename Dot::Simd;
   using Vec = typename S::Vec;
@@ -79,9 +80,8 @@ struct Micro {
   static constexpr int W = S::kWidth;
   static constexpr int kMaxRows = W == 16 ? 12 : (W == 8 ? 6 : 4);
 
-  // R rows, NP panels of NV vectors side by side. Every element of C sums its steps in order, in runs
-  // of kRun that are added up (shorter sums round less), whatever R and NP are.
-  static constexpr int64_t kRun = Dot::kStep == 1 ? 32 : 64;
+  // R rows, NP panels of NV vectors side by side. Every element of C sums its steps in order, run by run,
+  // whatever R and NP are.
   template <int R, int NP, int NV>
   static void run(const Operands& x) {
     const auto* b = reinterpret_cast<const float*>(x.b);

@@ -34,7 +34,7 @@ class PanelTile : Tile<Dot, Src, TileLookahead<Src>> {
     return Base::run([&](int64_t k, int n) {
       pack(n);
       // Calls of the micro-kernel during which the next tile is asked for.
-      const int blocks = (Base::rows_ + Micro<Dot>::kMaxRows - 1) / Micro<Dot>::kMaxRows;
+      const int blocks = (Base::rows_ + ScoreMicro<Dot>::kMaxRows - 1) / ScoreMicro<Dot>::kMaxRows;
       lines_ = lookahead_.lines_left(a_.num_heads * blocks * (Base::padded(n) + dim_) / kPanel);
       for (int h = 0; h < a_.num_heads; ++h) {
         Base::select(h);
@@ -96,27 +96,23 @@ class PanelTile : Tile<Dot, Src, TileLookahead<Src>> {
     const int padded = Base::padded(n), queries = std::max(1, kScoreRows / group_);
     const int64_t head = Base::head_ * head_elems_;
     const auto ask = [&] { lookahead_.issue(lines_); };
-    // A chunk's products are one run of the micro-kernel, or they must be summed up before.
-    const bool folds_at_once = Base::folds_ && Micro<Dot>::kRun >= kValueSteps;
-    float* const output =
-        folds_at_once ? Base::stretch_.o + int64_t(Base::head_) * Base::padded_rows_ * dim_ : Base::o_;
     Base::use_scores(0);
     for (int i = 0; i < a_.item->q_count; i += queries) {
       const int count = std::min(queries, a_.item->q_count - i), rows = count * group_;
       const int64_t row = int64_t(i) * group_;
-      Micro<Dot>::all(rows,
-                      Operands{Base::q_ + row * steps_, steps_, k_ + head, steps_, panel_stride(steps_), Base::s_,
-                               kTileKeys, nullptr},
-                      padded, ask);
+      ScoreMicro<Dot>::all(
+          rows,
+          Operands{Base::q_ + row * steps_, steps_, k_ + head, steps_, panel_stride(steps_), Base::s_, kTileKeys},
+          padded, ask);
       Base::softmax_rows(i, count, k, n);
-      if (folds_at_once) Base::fold_factors(i * group_, rows);
-      Micro<Dot>::all(
+      if (Base::folds_) Base::fold_factors(i * group_, rows);
+      ValueMicro<Dot>::all(
           rows,
           Operands{Base::prob_, kValueSteps, v_ + head, padded / Dot::kStep, panel_stride(kValueSteps),
-                   output + row * dim_, dim_, Base::alpha_ + row, folds_at_once ? Base::beta_ + row : nullptr},
+                   Base::output() + row * dim_, dim_, Base::alpha_ + row,
+                   Base::folds_ ? Base::beta_ + row : nullptr},
           dim_, ask);
     }
-    if (Base::folds_ && !folds_at_once) Base::fold_chunk();
   }
 
   const int64_t head_elems_;  // packed keys of one KV head

@@ -21,6 +21,13 @@
 
 namespace ttc {
 
+// Products with values are one run, so that a chunk's factor can be applied as they are stored.
+constexpr int64_t kScoreRun = 64;
+template <class Dot>
+using ScoreMicro = Micro<Dot, kScoreRun>;
+template <class Dot>
+using ValueMicro = Micro<Dot, kTileKeys / Dot::kStep>;
+
 template <class Dot, class Src, class Lookahead>
 class Tile {
  protected:
@@ -53,20 +60,22 @@ class Tile {
   void merge(int64_t index) {
     const PlanView& plan = *a_.plan;
     const int64_t token = plan.q_token[plan.merge_query[index]];
-    for (int64_t head = 0; head < h_.num_q_heads; ++head) {
-      clear(stretch_, 1);
-      clear(row_, 1);
-      const int64_t begin = plan.merge_ptr[index], end = plan.merge_ptr[index + 1];
+    const int64_t begin = plan.merge_ptr[index], end = plan.merge_ptr[index + 1];
+    for (int64_t head = 0; head < h_.num_q_heads; head += W) {
+      const int heads = h_.num_q_heads - head < W ? int(h_.num_q_heads - head) : W;
+      if (begin == end) clear(stretch_, heads);
       bool several = false;
       for (int64_t i = begin; i < end; ++i) {
         const int32_t entry = plan.merge_slot[i];
-        if (entry < 0 && i > begin) end_stretch(1, !several), several = true;
-        const int64_t slot = int64_t(entry < 0 ? ~entry : entry) * h_.num_q_heads + head;
-        float* const ml = a_.partial_ml + 2 * slot;
-        fold(stretch_, 0, {a_.partial_out + slot * dim_, ml, ml + 1}, 0);
+        const RowStates more = partial(entry < 0 ? ~entry : entry, head);
+        if (entry < 0 && i > begin) end_stretch(heads, !several), several = true;
+        if (entry < 0 || i == begin)
+          copy(stretch_, more, heads);
+        else
+          fold(stretch_, more, heads);
       }
-      if (several) end_stretch(1, false);
-      finish(token, head, several ? row_ : stretch_, 0);
+      if (several) end_stretch(heads, false);
+      for (int h = 0; h < heads; ++h) finish(token, head + h, several ? row_ : stretch_, h);
     }
   }
 
@@ -89,13 +98,13 @@ class Tile {
     folds_ = h_.chunk == kTileKeys && begin % kStretchTokens == 0 && end > begin + kTileKeys;
     const bool several = folds_ && end > begin + kStretchTokens;
     if (folds_) clear(stretch_, rows);
-    if (several) clear(row_, rows);
     for (bool is_first = true; k < end; k += kTileKeys) {
       lookahead_.begin_tile(k, end);
       tile(k, lookahead_.keys());
       lookahead_.end_tile();
       if (several && ((k + kTileKeys) % kStretchTokens == 0 || k + kTileKeys >= end)) {
         end_stretch(rows, is_first);
+        clear(stretch_, rows);
         is_first = false;
       }
     }
@@ -109,54 +118,57 @@ class Tile {
 
   // In a deterministic plan chunks, each of them a tile, are folded within their stretch, and stretches
   // within the row, both from left to right. What begins a stretch can be folded here, the rest is left to
-  // merge(): that changes nothing.
-  void fold_chunk() {  // of the selected head
-    const int64_t first = int64_t(head_) * padded_rows_;
-    for (int r = 0; r < rows_; ++r) fold(stretch_, first + r, a_.scratch.item, first + r);
-    for (int r = 0; r < rows_; ++r) m_[r] = -__builtin_inff(), l_[r] = 0;
-    __builtin_memset(o_, 0, size_t(rows_) * dim_ * sizeof(float));
+  // merge(): that changes nothing, for the formula is the same.
+
+  // Where the selected head's products go: where chunks are folded, to the stretch's output at once.
+  float* output() const { return folds_ ? stretch_.o + int64_t(head_) * padded_rows_ * dim_ : o_; }
+
+  // Folds the present chunk's maxima and sums of the selected head's rows [first, first + count) into the
+  // stretch; its products follow with the factors alpha of the output so far and beta of theirs.
+  void fold_factors(int first, int count) {
+    const int64_t row = int64_t(head_) * padded_rows_;
+    for (int r = first; r < first + count; r += W) {
+      const int n = first + count - r < W ? first + count - r : W;
+      float old[W], add[W];
+      fold_sums(stretch_.m + row + r, stretch_.l + row + r, m_ + r, l_ + r, n, old, add);
+      __builtin_memcpy(alpha_ + r, old, size_t(n) * sizeof(float));
+      __builtin_memcpy(beta_ + r, add, size_t(n) * sizeof(float));
+      for (int i = r; i < r + n; ++i) m_[i] = -__builtin_inff(), l_[i] = 0;
+    }
   }
 
   // Folds the stretch into the rows, of which nothing is known before the first one.
   void end_stretch(int rows, bool is_first) {
-    if (is_first) return std::swap(row_, stretch_);
+    if (is_first)
+      std::swap(row_, stretch_);
+    else
+      fold(row_, stretch_, rows);
+  }
+
+  void copy(const RowStates& to, const RowStates& from, int rows) const {
+    __builtin_memcpy(to.o, from.o, size_t(rows) * dim_ * sizeof(float));
+    __builtin_memcpy(to.m, from.m, size_t(rows) * sizeof(float));
+    __builtin_memcpy(to.l, from.l, size_t(rows) * sizeof(float));
+  }
+
+  // Takes the states of more keys into others; into an empty state they come bit for bit.
+  void fold(const RowStates& into, const RowStates& more, int rows) const {
     for (int r0 = 0; r0 < rows; r0 += W) {
       const int n = rows - r0 < W ? rows - r0 : W;
       float old[W], add[W];
-      fold_sums(row_.m + r0, row_.l + r0, stretch_.m + r0, stretch_.l + r0, n, old, add);
+      fold_sums(into.m + r0, into.l + r0, more.m + r0, more.l + r0, n, old, add);
       for (int r = 0; r < n; ++r) {
-        float *const o = row_.o + int64_t(r0 + r) * dim_, *const more = stretch_.o + int64_t(r0 + r) * dim_;
+        float *const o = into.o + int64_t(r0 + r) * dim_, *const from = more.o + int64_t(r0 + r) * dim_;
         const Vec vold = S::set1(old[r]), vadd = S::set1(add[r]);
-        if (add[r] != 0)
-          for (int d = 0; d < dim_; d += W)
-            S::store(o + d, S::fma(S::load(more + d), vadd, S::mul(S::load(o + d), vold)));
-        __builtin_memset(more, 0, size_t(dim_) * sizeof(float));
+        for (int d = 0; d < dim_; d += W)
+          S::store(o + d, S::fma(S::load(from + d), vadd, S::mul(S::load(o + d), vold)));
       }
     }
   }
 
-  void clear(const RowStates& states, int rows) const {
-    for (int r = 0; r < rows; ++r) states.m[r] = -__builtin_inff(), states.l[r] = 0;
-    __builtin_memset(states.o, 0, size_t(rows) * dim_ * sizeof(float));
-  }
-
-  // fold_chunk() where the products go to the stretch's output at once: the factors of it and of the
-  // products of the rows [first, first + count).
-  void fold_factors(int first, int count) {
-    float* const m = stretch_.m + int64_t(head_) * padded_rows_;
-    float* const l = stretch_.l + int64_t(head_) * padded_rows_;
-    for (int r = first; r < first + count; r += W) {
-      const int n = first + count - r < W ? first + count - r : W;
-      float old[W], add[W];
-      fold_sums(m + r, l + r, m_ + r, l_ + r, n, old, add);
-      __builtin_memcpy(alpha_ + r, old, size_t(n) * sizeof(float));
-      __builtin_memcpy(beta_ + r, add, size_t(n) * sizeof(float));
-    }
-  }
-
-  // Takes up to W rows' maxima and sums of more keys, which it empties, into others, and gives the factors
-  // of the outputs.
-  static TTC_INLINE void fold_sums(float* m, float* l, float* more_m, float* more_l, int n, float* old, float* add) {
+  // The same for up to W rows' maxima and sums; gives the factors of the outputs.
+  static TTC_INLINE void fold_sums(float* m, float* l, const float* more_m, const float* more_l, int n, float* old,
+                                   float* add) {
     for (int r = 0; r < W; ++r) old[r] = add[r] = 0;
     for (int r = 0; r < n; ++r) {
       const float more = more_m[r], before = m[r], top = more > before || more != more ? more : before;
@@ -167,25 +179,12 @@ class Tile {
     }
     S::store(old, S::exp2(S::load(old)));
     S::store(add, S::exp2(S::load(add)));
-    for (int r = 0; r < n; ++r) {
-      l[r] = __builtin_fmaf(more_l[r], add[r], l[r] * old[r]);
-      more_m[r] = -__builtin_inff();
-      more_l[r] = 0;
-    }
+    for (int r = 0; r < n; ++r) l[r] = __builtin_fmaf(more_l[r], add[r], l[r] * old[r]);
   }
 
-  // Takes the state of more keys, row b of `more`, into row a; into an empty state it is copied bit for bit.
-  TTC_INLINE void fold(const RowStates& into, int64_t a, const RowStates& more, int64_t b) const {
-    float &m = into.m[a], &l = into.l[a], *const o = into.o + a * dim_;
-    const float more_m = more.m[b], more_l = more.l[b], *const more_o = more.o + b * dim_;
-    if (more_l == 0) return;
-    const float top = more_m > m || more_m != more_m ? more_m : m;
-    float change[W] = {m - top, more_m - top};
-    S::store(change, S::exp2(S::load(change)));
-    const Vec old = S::set1(change[0]), add = S::set1(change[1]);
-    for (int d = 0; d < dim_; d += W) S::store(o + d, S::fma(S::load(more_o + d), add, S::mul(S::load(o + d), old)));
-    l = __builtin_fmaf(more_l, change[1], l * change[0]);
-    m = top;
+  void clear(const RowStates& states, int rows) const {
+    for (int r = 0; r < rows; ++r) states.m[r] = -__builtin_inff(), states.l[r] = 0;
+    __builtin_memset(states.o, 0, size_t(rows) * dim_ * sizeof(float));
   }
 
   // Points the state at the unit's h-th KV head.
@@ -344,6 +343,12 @@ class Tile {
     return x[0];
   }
 
+  // Where the partials of a slot stand, from a head on.
+  RowStates partial(int64_t slot, int64_t head) const {
+    const int64_t row = slot * h_.num_q_heads + head;
+    return {a_.partials.o + row * dim_, a_.partials.m + row, a_.partials.l + row};
+  }
+
   // The selected head's states.
   void write(const RowStates& states) {
     for (int i = 0; i < a_.item->q_count; ++i)
@@ -352,14 +357,13 @@ class Tile {
         const float* o = states.o + r * dim_;
         const int64_t head = (a_.kv_head + int64_t(head_)) * group_ + g;
         if (a_.item->partial_base >= 0) {
-          const int64_t slot = (a_.item->partial_base + int64_t(i)) * h_.num_q_heads + head;
-          float* to = a_.partial_out + slot * dim_;
+          const RowStates to = partial(a_.item->partial_base + int64_t(i), head);
           if (a_.stream_partials)
-            for (int d = 0; d < dim_; d += W) S::stream(to + d, S::load(o + d));
+            for (int d = 0; d < dim_; d += W) S::stream(to.o + d, S::load(o + d));
           else
-            __builtin_memcpy(to, o, size_t(dim_) * sizeof(float));
-          a_.partial_ml[2 * slot] = states.m[r];
-          a_.partial_ml[2 * slot + 1] = states.l[r];
+            __builtin_memcpy(to.o, o, size_t(dim_) * sizeof(float));
+          *to.m = states.m[r];
+          *to.l = states.l[r];
         } else {
           finish(a_.plan->q_token[a_.item->q_begin + i], head, states, r);
         }
