@@ -65,7 +65,7 @@ class FewRowsTile : Tile<Dot, Src, BlockLookahead<Src, Dot::Simd::kWidth>> {
     Vec acc[NH][R];
     for (int e = 0; e < steps; e += W) {
       const int64_t at = e * Dot::kStep;
-      const bool begins = e % kScoreRun == 0, ends = (e + W) % kScoreRun == 0 || e + W >= steps;
+      const bool begins = e % kScoreRun<Dot> == 0, ends = (e + W) % kScoreRun<Dot> == 0 || e + W >= steps;
 #pragma GCC unroll 8
       for (int h = 0; h < NH; ++h) {
         Vec key[W];
@@ -84,7 +84,7 @@ class FewRowsTile : Tile<Dot, Src, BlockLookahead<Src, Dot::Simd::kWidth>> {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
           if (float* c = s + (h * R + r) * kTileKeys; ends)
-            S::store(c, e < kScoreRun ? acc[h][r] : S::add(S::load(c), acc[h][r]));
+            S::store(c, e < kScoreRun<Dot> ? acc[h][r] : S::add(S::load(c), acc[h][r]));
       }
     }
   }

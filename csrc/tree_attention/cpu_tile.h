@@ -22,9 +22,10 @@
 namespace ttc {
 
 // Products with values are one run, so that a chunk's factor can be applied as they are stored.
-constexpr int64_t kScoreRun = 64;
 template <class Dot>
-using ScoreMicro = Micro<Dot, kScoreRun>;
+constexpr int64_t kScoreRun = Dot::kStep == 1 ? 32 : 64;
+template <class Dot>
+using ScoreMicro = Micro<Dot, kScoreRun<Dot>>;
 template <class Dot>
 using ValueMicro = Micro<Dot, kTileKeys / Dot::kStep>;
 
