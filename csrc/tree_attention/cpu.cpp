@@ -95,11 +95,55 @@ TileScratch carve(Arena& arena, int64_t group, int64_t dim) {
 struct Unit {
   WorkItem item;
   int32_t kv_head, num_heads;
+  const WorkItem* siblings;  // these three as in TileArgs
+  int32_t num_siblings, shared;
 };
 
+struct Siblings {
+  int32_t count = 1, shared = 0;
+};
+
+// How many of the items from `first` on are best computed together, and how many keys they share. Children of
+// one node are such items where a chunk crosses the fork.
+Siblings find_siblings(const PlanView& plan, int32_t first, int64_t most, int64_t group) {
+  // Repacking shared keys costs as much as reading them for so many items.
+  constexpr float kRepack = 2.5f;
+  const WorkItem& item = plan.items[first];
+  const int32_t page_size = plan.header->page_size;
+  const auto pages = [&](const WorkItem& x) { return (x.k_end - 1) / page_size - x.k_begin / page_size + 1; };
+  const auto keys = [&](const WorkItem& x) {  // that some query sees
+    int32_t end = 0;
+    for (int32_t q = x.q_begin; q < x.q_begin + x.q_count; ++q)
+      end = std::max(end, plan.kv_lens[plan.q_row[q]] - plan.q_back[q]);
+    return std::min(end, x.k_end) - x.k_begin;
+  };
+  Siblings best;
+  if (item.k_end - item.k_begin > kTileKeys) return best;
+  int32_t alike = pages(item), least = keys(item), total = 0;
+  float best_saved = 0;  // keys that need not be read, per item
+  for (int32_t count = 1; count <= most && first + count <= plan.header->num_items; ++count) {
+    const WorkItem& x = plan.items[first + count - 1];
+    if (x.k_begin != item.k_begin || x.k_end - x.k_begin > kTileKeys || x.q_count != item.q_count ||
+        x.q_begin != item.q_begin + (count - 1) * item.q_count || count * item.q_count * group > kMaxSiblingRows)
+      break;
+    const int32_t *a = plan.pages + item.page_offset, *b = plan.pages + x.page_offset;
+    alike = int32_t(std::mismatch(a, a + std::min(alike, pages(x)), b).first - a);
+    least = std::min(least, keys(x));
+    total += (keys(x) + kSharedQuantum - 1) / kSharedQuantum * kSharedQuantum;
+    // Each has a key of its own.
+    const int32_t shared = std::min(alike * page_size - item.k_begin % page_size, least - 1);
+    const int32_t whole = shared / kSharedQuantum * kSharedQuantum;
+    if (whole <= 0 || total - (count - 1) * whole > kMaxSiblingKeys) break;
+    const float saved = float(whole) * (1 - kRepack / float(count));
+    if (saved > best_saved) best = {count, whole}, best_saved = saved;
+  }
+  return best;
+}
+
 // Items to units, as long as every worker still gets a few: small items take several KV heads at once,
-// whose keys stand side by side; query tiles of one rectangle are joined, so that its keys are packed once.
-std::vector<Unit> make_units(const PlanView& plan, int64_t num_threads) {
+// whose keys stand side by side; query tiles of one rectangle are joined, so that its keys are packed once,
+// and so are siblings, for the keys that they share.
+std::vector<Unit> make_units(const PlanView& plan, int64_t num_threads, int max_few_rows) {
   const PlanHeader& h = *plan.header;
   const int64_t group = h.num_q_heads / h.num_kv_heads;
   const int64_t most = std::max<int64_t>(1, int64_t(h.num_items) * h.num_kv_heads / (4 * num_threads));
@@ -107,7 +151,15 @@ std::vector<Unit> make_units(const PlanView& plan, int64_t num_threads) {
   for (int32_t i = 0; i < h.num_items;) {
     WorkItem item = plan.items[i];
     const int32_t first = i++;
-    for (; i < h.num_items && i - first < most; ++i) {
+    const int64_t rows = item.q_count * group;
+    const Siblings siblings = rows <= max_few_rows ? find_siblings(plan, first, most, group) : Siblings{};
+    for (; i < first + siblings.count; ++i) {
+      const WorkItem& next = plan.items[i];
+      if (next.k_end > item.k_end) item.k_end = next.k_end, item.page_offset = next.page_offset;
+      item.q_count += next.q_count;
+      item.has_draft |= next.has_draft;
+    }
+    for (; siblings.count == 1 && i < h.num_items && i - first < most; ++i) {
       const WorkItem& next = plan.items[i];
       const bool same_keys =
           next.page_offset == item.page_offset && next.k_begin == item.k_begin && next.k_end == item.k_end;
@@ -118,9 +170,12 @@ std::vector<Unit> make_units(const PlanView& plan, int64_t num_threads) {
       item.q_count += next.q_count;
       item.has_draft |= next.has_draft;
     }
-    const int64_t fit = std::min<int64_t>(kMaxTileHeads, kMaxTileRows / (item.q_count * group));
+    const int64_t unit_rows = item.q_count * group + (siblings.count > 1 ? computed_rows(rows) - rows : 0);
+    const int64_t fit = std::min<int64_t>(kMaxTileHeads, kMaxTileRows / unit_rows);
     const auto heads = int32_t(std::clamp<int64_t>(std::min(fit, most), 1, h.num_kv_heads));
-    for (int32_t k = 0; k < h.num_kv_heads; k += heads) units.push_back({item, k, std::min(heads, h.num_kv_heads - k)});
+    for (int32_t k = 0; k < h.num_kv_heads; k += heads)
+      units.push_back(
+          {item, k, std::min(heads, h.num_kv_heads - k), plan.items + first, siblings.count, siblings.shared});
   }
   return units;
 }
@@ -172,9 +227,9 @@ void tree_attention_cpu(const TreeAttentionParams& params, int64_t num_threads, 
 
   // Units of few rows wait for memory, the others for arithmetic: half of the workers begin with either
   // kind, so that both are kept busy.
-  std::vector<Unit> units = make_units(plan, num_threads);
-  const auto middle = std::stable_partition(units.begin(), units.end(),
-                                            [&](const Unit& u) { return u.item.q_count * group > kFewRows; });
+  std::vector<Unit> units = make_units(plan, num_threads, kernels.few_rows);
+  const auto middle = std::stable_partition(
+      units.begin(), units.end(), [&](const Unit& u) { return u.item.q_count / u.num_siblings * group > kFewRows; });
   Queue queues[2] = {{units.data(), middle - units.begin()},
                      {units.data() + (middle - units.begin()), units.end() - middle}};
   run_phase(int64_t(units.size()), [&](TileArgs& args, int64_t worker) {
@@ -188,6 +243,9 @@ void tree_attention_cpu(const TreeAttentionParams& params, int64_t num_threads, 
       args.item = &unit->item;
       args.kv_head = unit->kv_head;
       args.num_heads = unit->num_heads;
+      args.siblings = unit->siblings;
+      args.num_siblings = unit->num_siblings;
+      args.shared = unit->shared;
       args.next_item = next ? &next->item : nullptr;
       args.next_kv_head = next ? next->kv_head : 0;
       args.asked = kernels.tile(args);
@@ -198,7 +256,7 @@ void tree_attention_cpu(const TreeAttentionParams& params, int64_t num_threads, 
   std::atomic<int64_t> next_merge{0};
   run_phase((h.num_merges + kMerges - 1) / kMerges, [&](TileArgs& args, int64_t) {
     args.item = plan.items;
-    args.num_heads = 1;
+    args.num_heads = args.num_siblings = 1;
     for (int64_t i; (i = next_merge.fetch_add(kMerges, std::memory_order_relaxed)) < h.num_merges;)
       for (int64_t m = i; m < std::min<int64_t>(i + kMerges, h.num_merges); ++m) kernels.merge(args, m);
   });

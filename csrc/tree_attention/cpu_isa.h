@@ -6,14 +6,18 @@
 
 namespace ttc {
 
+// Eight rows of sums need 32 registers.
+template <class Dot>
+constexpr int kMaxFewRows = Dot::Simd::kWidth == 16 ? kFewRows : kFewRows / 2;
+
 template <class Dot, class Src>
 int run_tile(const TileArgs& args) {
   const PlanHeader& h = *args.plan->header;
-  const int rows = args.item->q_count * (h.num_q_heads / h.num_kv_heads);
+  const int rows = args.sibling_queries() * (h.num_q_heads / h.num_kv_heads);
   if (rows == 1) return FewRowsTile<Dot, Src, 1>(args).run();
   if (rows == 2) return FewRowsTile<Dot, Src, 2>(args).run();
   if (rows <= 4) return FewRowsTile<Dot, Src, 4>(args).run();
-  if constexpr (Dot::Simd::kWidth == 16)  // eight rows of sums need 32 registers
+  if constexpr (kMaxFewRows<Dot> == kFewRows)
     if (rows <= kFewRows) return FewRowsTile<Dot, Src, kFewRows>(args).run();
   return PanelTile<Dot, Src>(args).run();
 }
@@ -25,7 +29,7 @@ void merge_query(const TileArgs& args, int64_t index) {
 
 template <class Dot, class Src>
 CpuKernels kernels_of(const char* isa) {
-  return {isa, run_tile<Dot, Src>, merge_query<Dot, Src>};
+  return {isa, kMaxFewRows<Dot>, run_tile<Dot, Src>, merge_query<Dot, Src>};
 }
 
 template <class Dot>

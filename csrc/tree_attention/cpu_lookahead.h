@@ -33,6 +33,14 @@ void find_rows(const TileArgs& args, bool values, const WorkItem& item, int kv_h
       rows[j] = base + offset * token_stride;
 }
 
+// Keys of a sibling: up to the last that one of its queries sees. Bounds are known.
+inline int sibling_keys(const TileArgs& args, int sibling) {
+  const WorkItem& item = args.siblings[sibling];
+  int64_t end = 0;
+  for (int i = 0; i < item.q_count; ++i) end = std::max(end, args.scratch.hi[sibling * item.q_count + i]);
+  return int(std::min<int64_t>(end, item.k_end) - item.k_begin);
+}
+
 // What follows a tile of a unit: its next tile, or the first one of the worker's next unit, or nothing.
 struct Following {
   const WorkItem* item;
@@ -155,8 +163,16 @@ class BlockLookahead {
   void begin_tile(int64_t k, int64_t end) {
     keys_ = int(std::min<int64_t>(end - k, kTileKeys));
     groups_ = 0;
-    add_groups(false, *a_.item, a_.kv_head, k, keys_);
-    add_groups(true, *a_.item, a_.kv_head, k, keys_);
+    for (const bool values : {false, true}) {
+      if (a_.num_siblings == 1) {
+        add_groups(values, *a_.item, a_.kv_head, k, keys_);
+      } else {
+        add_groups(values, *a_.item, a_.kv_head, k, a_.shared);
+        for (int i = 0; i < a_.num_siblings; ++i)
+          add_groups(values, a_.siblings[i], a_.kv_head, k + a_.shared, sibling_keys(a_, i) - a_.shared);
+      }
+      if (!values) key_groups_ = groups_;
+    }
     if (const Following next(a_, k + keys_, end); next.item)
       add_groups(false, *next.item, next.kv_head, next.k, std::min(next.keys, kAhead * W));
   }
@@ -164,12 +180,12 @@ class BlockLookahead {
 
   int keys() const { return keys_; }
   const Src* const* key_rows() const { return rows_; }
-  const Src* const* value_rows() const { return rows_ + padded(keys_); }
+  const Src* const* value_rows() const { return rows_ + key_groups_ * W; }
   int asked() const { return 0; }
 
-  // What to ask for while head h is used of the tokens from the tile's j-th on.
+  // What to ask for while head h is used of the W tokens from the j-th of these rows on.
   Block after_keys(int j, int h) const { return after(j / W, h); }
-  Block after_values(int j, int h) const { return after((padded(keys_) + j) / W, h); }
+  Block after_values(int j, int h) const { return after(key_groups_ + j / W, h); }
 
  private:
   static constexpr int kAhead = 2;
@@ -178,8 +194,8 @@ class BlockLookahead {
 
   Block after(int group, int h) const {
     const int block = group * a_.num_heads + h + kAhead;
-    const int g = std::min(block / a_.num_heads, groups_ - 1), values = padded(keys_) / W;
-    const bool is_value = values <= g && g < 2 * values;
+    const int g = std::min(block / a_.num_heads, groups_ - 1);
+    const bool is_value = key_groups_ <= g && g < 2 * key_groups_;
     const int64_t head_stride = is_value ? a_.params->v_head_stride : a_.params->k_head_stride;
     return {rows_ + g * W, block % a_.num_heads * head_stride, same_set_};
   }
@@ -194,8 +210,8 @@ class BlockLookahead {
 
   const TileArgs& a_;
   const bool same_set_;
-  int keys_ = 0, groups_ = 0;
-  const Src* rows_[2 * kTileKeys + kAhead * W];
+  int keys_ = 0, groups_ = 0, key_groups_ = 0;
+  const Src* rows_[2 * kMaxSiblingKeys + kAhead * W];
 };
 
 }  // namespace ttc

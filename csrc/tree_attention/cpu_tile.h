@@ -41,8 +41,8 @@ class Tile {
   static constexpr double kLn2 = 0.69314718055994530942;
 
  public:
-  // padded_rows: rows per KV head that the products compute; those beyond the item's are zero.
-  explicit Tile(const TileArgs& args, int padded_rows = 0)
+  // computed_rows: of an item, or of a sibling, per KV head; the products compute so many if it has fewer.
+  explicit Tile(const TileArgs& args, int computed_rows = 0)
       : a_(args),
         p_(*args.params),
         h_(*args.plan->header),
@@ -52,7 +52,8 @@ class Tile {
     group_ = h_.num_q_heads / h_.num_kv_heads;
     dim_ = h_.head_dim;
     rows_ = args.item->q_count * group_;
-    padded_rows_ = padded_rows > rows_ ? padded_rows : rows_;
+    sibling_rows_ = rows_ / args.num_siblings;
+    padded_rows_ = rows_ + (computed_rows > sibling_rows_ ? computed_rows - sibling_rows_ : 0);
     steps_ = dim_ / Dot::kStep;
     select(0);
   }
@@ -188,10 +189,10 @@ class Tile {
     __builtin_memset(states.o, 0, size_t(rows) * dim_ * sizeof(float));
   }
 
-  // Points the state at the unit's h-th KV head.
-  void select(int h) {
+  // Points the state at the unit's h-th KV head, at its rows from `first` on.
+  void select(int h, int first = 0) {
     head_ = h;
-    const int64_t row = int64_t(h) * padded_rows_;
+    const int64_t row = int64_t(h) * padded_rows_ + first;
     q_ = reinterpret_cast<Elem*>(a_.scratch.q) + row * steps_;
     use_scores(row);
     o_ = a_.scratch.item.o + row * dim_;
@@ -350,6 +351,13 @@ class Tile {
     return {a_.partials.o + row * dim_, a_.partials.m + row, a_.partials.l + row};
   }
 
+  // Of the i-th query's partial; -1: there is none.
+  int64_t slot_of(int i) const {
+    const int queries = a_.sibling_queries();
+    const int32_t base = a_.num_siblings == 1 ? a_.item->partial_base : a_.siblings[i / queries].partial_base;
+    return base < 0 ? -1 : int64_t(base) + i % queries;
+  }
+
   // The selected head's states.
   void write(const RowStates& states) {
     for (int i = 0; i < a_.item->q_count; ++i)
@@ -357,8 +365,8 @@ class Tile {
         const int64_t r = int64_t(head_) * padded_rows_ + i * group_ + g;
         const float* o = states.o + r * dim_;
         const int64_t head = (a_.kv_head + int64_t(head_)) * group_ + g;
-        if (a_.item->partial_base >= 0) {
-          const RowStates to = partial(a_.item->partial_base + int64_t(i), head);
+        if (const int64_t slot = slot_of(i); slot >= 0) {
+          const RowStates to = partial(slot, head);
           if (a_.stream_partials)
             for (int d = 0; d < dim_; d += W) S::stream(to.o + d, S::load(o + d));
           else
@@ -389,7 +397,7 @@ class Tile {
   const TreeAttentionParams& p_;
   const PlanHeader& h_;
   Lookahead lookahead_;
-  int group_, dim_, rows_, padded_rows_, steps_;
+  int group_, dim_, rows_, sibling_rows_, padded_rows_, steps_;
   int head_;  // the unit's KV head that the pointers below belong to
   Elem *q_, *prob_;
   float *s_, *o_, *m_, *l_, *alpha_, *beta_;

@@ -22,12 +22,12 @@ def tensors(request):
     return cache[0], cache[1], q
 
 
-def attend(tensors, tables, kv_lens, q_lens, q_rows, deterministic=True, window_left=-1):
+def attend(tensors, tables, kv_lens, q_lens, q_rows, deterministic=True, **options):
     """Output and lse of row 0; q_rows names the rows of q to use."""
     k, v, q = tensors
     plan = ttc_kernels.plan_tree_attention(
-        tables, kv_lens, q_lens, page_size=PAGE, num_q_heads=HEADS, num_kv_heads=KV_HEADS,
-        head_dim=DIM, dtype=q.dtype, deterministic=deterministic, window_left=window_left,
+        tables, kv_lens, q_lens, page_size=PAGE, num_q_heads=q.shape[1], num_kv_heads=k.shape[2],
+        head_dim=DIM, dtype=q.dtype, deterministic=deterministic, **options,
     )  # fmt: skip
     out, lse = ttc_kernels.tree_attention(q[q_rows], k, v, plan)
     return out[: q_lens[0]], lse[: q_lens[0]]
@@ -58,6 +58,38 @@ def test_siblings_do_not_matter(tensors, kv_len, q_len, window_left):
         together = attend(tensors, tables, lens, q_lens, rows, window_left=window_left)
         assert_bitwise_equal(together[0], alone[0])
         assert_bitwise_equal(together[1], alone[1])
+
+
+@pytest.mark.parametrize("kv_heads,group", [(2, 2), (1, 7), (8, 1), (3, 3)])
+@pytest.mark.parametrize("options", [{}, {"window_left": 70}, {"draft": True}])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_shared_within_a_chunk_do_not_matter(dtype, kv_heads, group, options):
+    """Branches that part inside a chunk, some twice, of different lengths; and those left later."""
+    g = torch.Generator().manual_seed(1)
+    cache = torch.randn(2, NUM_PAGES, PAGE, kv_heads, DIM, generator=g).to(dtype)
+    q = torch.randn(2000, kv_heads * group, DIM, generator=g).to(dtype)
+    prompt = SURVIVOR[:43]  # 688 tokens: the chunk begins at 640
+    q_len = 2 if "draft" in options else 1
+
+    def run(rows):
+        tables, lens = [], []
+        for i in rows:
+            own = range(200 + 4 * i, 204 + 4 * i)
+            fork = [100 + i // 8, 120 + i // 8] if i % 16 < 8 else [150]
+            tables.append(np.array([*prompt, *fork, *own], np.int32))
+            lens.append((len(prompt) + len(fork)) * PAGE + 1 + i // 8 * 7 % 24 + i % 2 + q_len)
+        more = {"draft_parents": [[-1, -1]] * len(rows)} if "draft" in options else options
+        q_rows = [2 * i + t for i in rows for t in range(q_len)]
+        return attend((*cache, q), tables, lens, [q_len] * len(rows), q_rows, **more)
+
+    everyone = list(range(64))
+    for first in (0, 5, 8, 13):
+        alone = run([first])
+        others = [i for i in everyone if i != first]
+        for rows in ([first, *others], [first, *others[::-1]], [first, *others[1::3]]):
+            together = run(rows)
+            assert_bitwise_equal(together[0], alone[0])
+            assert_bitwise_equal(together[1], alone[1])
 
 
 def test_partials_larger_than_the_caches_do_not_matter(tensors):
