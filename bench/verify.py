@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from .verify_beside import FILTERS, add_peers, time_torch, torch_runs
 
 READ = "read of the needed rows"
 CALL = "call without rows"
+LOGPROBS = ", with log-probabilities"
 
 
 @dataclass
@@ -87,31 +89,34 @@ def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callabl
     rows = logits[needed].contiguous()
     bits = rows.flatten().view(torch.float32)  # whatever the numbers: adding them reads them once
     desc = row_descriptor(logits, 1.0)
-    out, workspace = VerifyResult.empty(tree), torch.empty_like(desc)
-    options = {"out": out, "workspace": workspace}
+    workspace = torch.empty_like(desc)
     nothing = DraftTree([], [0], device=logits.device)
     no_logits, no_tokens, one = logits[:0], tokens[:0], RowFilters(1.0)
-    no_options = {"out": VerifyResult.empty(nothing), "workspace": workspace[:0]}
+    no_options = {
+        "out": VerifyResult.empty(nothing, logprobs=False),
+        "workspace": workspace[:0],
+    }
     runs: dict[str, Callable] = {
         READ: bits.sum,
         CALL: lambda: verify_sampled(no_logits, one, no_tokens, nothing, 0, 0, **no_options),
-        "verify_greedy": lambda: verify_greedy(logits, tokens, tree, **options),
     }
-    for name, (temperature, top_p) in FILTERS.items():
-        filters = RowFilters(temperature, top_p=top_p)
-
-        def run(op, filters=filters, **more):
-            return op(logits, filters, tokens, tree, **more, seeds=0, positions=0, **options)
-
-        runs[f"verify_sampled, {name}"] = lambda run=run: run(verify_sampled)
-        runs[f"verify_target_only, {name}"] = lambda run=run: run(verify_target_only)
     draft = DraftDistribution.dense(logits, desc)
-    runs["verify_tree, drawn drafts, T = 1"] = lambda: verify_tree(
-        logits, RowFilters(1.0), tokens, tree, draft, 0, 0, **options
-    )
-    for name, rule in runs.items():
-        if name not in (READ, CALL):
-            case.learn(name, rule, out)
+    for suffix, with_logprobs in (("", False), (LOGPROBS, True)):
+        out = VerifyResult.empty(tree, logprobs=with_logprobs)
+        options = {"out": out, "workspace": workspace}
+        rules = {"verify_greedy": partial(verify_greedy, logits, tokens, tree, **options)}
+        for name, (temperature, top_p) in FILTERS.items():
+            args = (logits, RowFilters(temperature, top_p=top_p), tokens, tree)
+            drawn = {"seeds": 0, "positions": 0, **options}
+            rules[f"verify_sampled, {name}"] = partial(verify_sampled, *args, **drawn)
+            rules[f"verify_target_only, {name}"] = partial(verify_target_only, *args, **drawn)
+            if top_p == 1:
+                rules[f"verify_tree, drawn drafts, {name}"] = partial(
+                    verify_tree, *args, draft, **drawn
+                )
+        for name, rule in rules.items():
+            runs[name + suffix] = rule
+            case.learn(name + suffix, rule, out)
     return runs
 
 

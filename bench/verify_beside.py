@@ -68,7 +68,8 @@ def add_peers(
 
 
 def _on_chains(drafts: Drafts) -> tuple[Callable, VerifyResult]:
-    out, workspace = VerifyResult.empty(drafts.tree), drafts.empty(drafts.tree.num_nodes, 9)
+    out = VerifyResult.empty(drafts.tree, logprobs=False)  # the peers have none either
+    workspace = drafts.empty(drafts.tree.num_nodes, 9)
     options = {"out": out, "workspace": workspace}
     where = (drafts.tokens, drafts.tree)
     if drafts.temperature == 0:

@@ -45,7 +45,7 @@ STABLE_TORCH_LIBRARY(ttc_kernels, m) {
       "Tensor cu_nodes, Tensor seeds, Tensor positions, Tensor? coins, Tensor? draft_logits, "
       "Tensor? draft_desc, Tensor? draft_ids, Tensor? draft_logprobs, Tensor? draft_rows, "
       "Tensor? proposals, float epsilon, float delta, Tensor(b!) num_accepted, "
-      "Tensor(c!) out_tokens, Tensor(d!) path, Tensor(e!) logprobs, Tensor(f!) status) -> ()");
+      "Tensor(c!) out_tokens, Tensor(d!) path, Tensor(e!)? logprobs, Tensor(f!) status) -> ()");
   m.def(
       "token_logprobs(Tensor logits, Tensor desc, Tensor rows, Tensor tokens, bool raw, "
       "Tensor? bitmask=None) -> (Tensor, Tensor)");

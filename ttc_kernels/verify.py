@@ -293,7 +293,7 @@ def _per_row(
     """One number, or one for each of `n` (default: rows), as a dense tensor of the op's dtype."""
     n = logits.shape[0] if n is None else n
     # Of a plain number one tensor is made, without others on the way; the op checks its range.
-    if isinstance(value, int | float) and logits.device.type == "cpu":
+    if isinstance(value, (int, float)) and logits.is_cpu:
         fits = not isinstance(value, bool) and abs(value) < 2**31
         if fits and (dtype.is_floating_point or isinstance(value, int)):
             # What a compiler traces with is no tensor to be kept.

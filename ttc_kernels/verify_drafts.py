@@ -38,26 +38,31 @@ class VerifyResult:
     int32 ``[B, width]``, the accepted drafts and the token that follows them, then -1. path: int32
     ``[B, width]``, the node whose row gave the token beside it, then -1: ``path[b, i]`` is node 0
     and then the accepted nodes. logprobs: float32 ``[B, width]``, of the tokens in the filtered
-    distribution. status: int32 ``[B]``: 0, or 1 where the path came to a row without a distribution
-    (a NaN, a +inf, or nothing above -inf): its token is -1, those before it are good; or 2 where
-    the nodes are no tree and nothing was done.
+    distribution, or None: not wanted. status: int32 ``[B]``: 0, or 1 where the path came to a row
+    without a distribution (a NaN, a +inf, or nothing above -inf): its token is -1, those before it
+    are good; or 2 where the nodes are no tree and nothing was done.
     """
 
     num_accepted: torch.Tensor
     tokens: torch.Tensor
     path: torch.Tensor
-    logprobs: torch.Tensor
+    logprobs: torch.Tensor | None
     status: torch.Tensor
 
     @classmethod
-    def empty(cls, tree: DraftTree) -> VerifyResult:
-        """Tensors for the results of a tree, to be given as ``out``."""
+    def empty(cls, tree: DraftTree, *, logprobs: bool = True) -> VerifyResult:
+        """Tensors for the results of a tree, to be given as ``out``.
+
+        Args:
+            logprobs: False leaves them out. They are what takes longest on a CPU: without them most
+                rows need no sum over the vocabulary.
+        """
         b, device = tree.num_requests, tree.device
         return cls(
             torch.full((b,), -1, dtype=torch.int32, device=device),
             torch.full((b, tree.width), -1, dtype=torch.int32, device=device),
             torch.full((b, tree.width), -1, dtype=torch.int32, device=device),
-            torch.zeros((b, tree.width), device=device),
+            torch.zeros((b, tree.width), device=device) if logprobs else None,
             torch.zeros((b,), dtype=torch.int32, device=device),
         )
 
@@ -447,6 +452,8 @@ def _proposals(
     op: str, draft: DraftDistribution, tree: DraftTree, device: torch.device
 ) -> torch.Tensor | None:
     proposal = draft.proposal
+    if isinstance(proposal, str) and proposal == "one_hot":
+        return None
     if isinstance(proposal, torch.Tensor | np.ndarray):
         given = torch.as_tensor(proposal)
         # The op looks at the values; other dtypes could wrap around on the way to it.
@@ -454,8 +461,6 @@ def _proposals(
         return given.to(device).contiguous()
     if not isinstance(proposal, str) or proposal not in _PROPOSALS:
         raise ValueError(f"{op}: draft.proposal must be one of {[*_PROPOSALS]}, got {proposal!r}")
-    if proposal == "one_hot":
-        return None
     return torch.full((tree.num_nodes,), _PROPOSALS[proposal], dtype=torch.int8, device=device)
 
 

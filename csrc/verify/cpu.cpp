@@ -17,14 +17,24 @@ constexpr float kLowestFinite = std::numeric_limits<float>::lowest();
 // dozen tokens are enough, and the blocks without any are not read.
 constexpr float kReaches[] = {8.0f, 16.0f, 24.0f, kInf};
 
+bool keeps_k(const RowFilters& p, int64_t r, int64_t n) { return p.top_k[r] > 0 && p.top_k[r] < n; }
+
+bool is_filtered(const RowFilters& p, int64_t r, int64_t n) {
+  return keeps_k(p, r, n) || p.top_p[r] < 1.0f || p.min_p[r] > 0.0f;
+}
+
+Cut narrowed_by_min_p(const Cut& cut, float max, const RowFilters& p, int64_t r) {
+  return p.min_p[r] > 0.0f ? narrower(cut, min_p_cut(max, p.temperature[r], p.min_p[r])) : cut;
+}
+
 }  // namespace
 
-void Row::open(const LogitRows& logits, int64_t r, const char* next) {
+void Row::open(const LogitRows& logits, int64_t r, const char* next, int64_t scan_eighths) {
   const RowView wanted = row_view(logits, r);
   if (wanted.data == view_.data && wanted.mask == view_.mask) return;
   view_ = wanted;
   view_.ahead = &ahead_;
-  ahead_ = next == nullptr ? Ahead{} : Ahead{next, next + view_.n * dtype_bytes(view_.dtype)};
+  ahead_.begin(view_.data, next, view_.n * dtype_bytes(view_.dtype), scan_eighths);
   const int64_t blocks = view_.num_blocks();
   tops_.resize((blocks + kRowPiece - 1) / kRowPiece * kRowPiece);
   scan_ = row_kernels().scan_row(view_, tops_.data());
@@ -52,8 +62,14 @@ Race Row::race(const RowDist& target) const {
   return race;
 }
 
-// Takes the tokens with logits from `least` on as candidates.
+// Takes the tokens with weights from 2^-reach on as candidates.
+void Row::collect_within(float reach, float inv_temperature) {
+  collect(std::max(scan_.max - reach / (inv_temperature * kLog2E), kLowestFinite), inv_temperature);
+}
+
+// Takes the tokens with logits from `least` on.
 void Row::collect(float least, float inv_temperature) {
+  least_ = least;
   logits_.clear();
   indices_.clear();
   float buffer[kRowBlock];
@@ -125,13 +141,11 @@ bool Row::cut_after(bool by_mass, int64_t target, float inv_temperature, Cut& cu
 bool Row::cut_of(const RowFilters& p, int64_t r, float inv_temperature, int64_t total, Cut& cut) {
   cut = Cut{};
   Kept kept;
-  if (p.top_k[r] > 0 && p.top_k[r] < view_.n) {
+  if (keeps_k(p, r, view_.n)) {
     // What is kept is what top_p refers to; all, if there are no k tokens.
-    if (cut_after(false, p.top_k[r], inv_temperature, cut, kept)) {
-      total = kept.mass;
-    } else if (static_cast<int64_t>(logits_.size()) < count_finite()) {
-      return false;
-    }
+    const bool found = cut_after(false, p.top_k[r], inv_temperature, cut, kept);
+    if (!found && static_cast<int64_t>(logits_.size()) < count_finite()) return false;
+    total = kept.mass;
   }
   if (p.top_p[r] < 1.0f) {
     const double wanted = std::ceil(static_cast<double>(p.top_p[r]) * static_cast<double>(total));
@@ -143,7 +157,20 @@ bool Row::cut_of(const RowFilters& p, int64_t r, float inv_temperature, int64_t 
   return true;
 }
 
-Row::Kept Row::kept_by(const Cut& cut) const {
+Cut Row::find_cut(const RowFilters& p, int64_t r, float inv_temperature, int64_t total) {
+  Cut cut;
+  least_ = kInf;
+  if (keeps_k(p, r, view_.n) || p.top_p[r] < 1.0f) {
+    for (const float* reach = kReaches;; ++reach) {
+      collect_within(*reach, inv_temperature);
+      if (cut_of(p, r, inv_temperature, total, cut)) break;
+    }
+  }
+  return narrowed_by_min_p(cut, scan_.max, p, r);
+}
+
+Row::Kept Row::kept_by(const Cut& cut, float inv_temperature) {
+  if (cut.pivot < least_) collect(cut.pivot, inv_temperature);
   Kept kept = {0, 0};
   for (size_t i = 0; i < logits_.size(); ++i) {
     const bool is_in = logits_[i] > cut.pivot || (logits_[i] == cut.pivot && indices_[i] < cut.tie_end);
@@ -173,22 +200,8 @@ void Row::describe(const RowFilters& p, int64_t r, float* desc) {
   }
   const float inv = 1.0f / temperature;
   const int64_t total = sum_weights(inv);
-  const bool ranked = (p.top_k[r] > 0 && p.top_k[r] < view_.n) || p.top_p[r] < 1.0f;
-  Cut cut;
-  float least = kInf;  // of the candidates
-  for (const float* reach = kReaches; ranked; ++reach) {
-    least = std::max(scan_.max - *reach / (inv * kLog2E), kLowestFinite);
-    collect(least, inv);
-    if (cut_of(p, r, inv, total, cut)) break;
-  }
-  if (p.min_p[r] > 0.0f) cut = narrower(cut, min_p_cut(scan_.max, temperature, p.min_p[r]));
-  Kept kept;
-  if (!ranked && p.min_p[r] == 0.0f) {
-    kept = {count_finite(), total};
-  } else {
-    if (cut.pivot < least) collect(cut.pivot, inv);
-    kept = kept_by(cut);
-  }
+  const Cut cut = find_cut(p, r, inv, total);
+  const Kept kept = is_filtered(p, r, view_.n) ? kept_by(cut, inv) : Kept{count_finite(), total};
   desc[kPivot] = cut.pivot;
   desc[kTieEnd] = static_cast<float>(std::min<int64_t>(cut.tie_end, view_.n));
   desc[kZ] = static_cast<float>(kept.mass) * 0x1p-40f;
@@ -197,11 +210,43 @@ void Row::describe(const RowFilters& p, int64_t r, float* desc) {
   desc[kLogZAll] = log_fp32(static_cast<float>(total) * 0x1p-40f);
 }
 
+bool Row::bound(const RowFilters& p, int64_t r, bool with_mass, DistBounds& bounds) {
+  const int64_t top = argmax();
+  if (top < 0 || p.temperature[r] == 0.0f) return false;
+  const float inv = 1.0f / p.temperature[r];
+  // Of k tokens, and of those above a logit, the sum is that of a few candidates.
+  const bool by_mass = p.top_p[r] < 1.0f && !keeps_k(p, r, view_.n), filtered = is_filtered(p, r, view_.n);
+  MassBounds mass = {1, 1};
+  if (by_mass || (with_mass && !filtered)) mass = row_kernels().bound_weights(view_, scan_, inv, tops_.data());
+  Cut strict, generous;
+  bool ends = true;
+  if (by_mass) {
+    collect_within(kReaches[0], inv);
+    // Where the candidates are too few for the least sum, all of them are kept, whatever else is.
+    const bool enough = cut_of(p, r, inv, mass.least, strict);
+    if (!enough) strict.pivot = least_;
+    ends = enough && cut_of(p, r, inv, mass.most, generous);
+    if (!ends) generous = Cut{};
+    strict = narrowed_by_min_p(strict, scan_.max, p, r);
+    generous = narrowed_by_min_p(generous, scan_.max, p, r);
+  } else {
+    strict = generous = find_cut(p, r, inv, 0);
+  }
+  if (with_mass && filtered) mass = {kept_by(strict, inv).mass, ends ? kept_by(generous, inv).mass : mass.most};
+  const auto dist = [&](const Cut& cut, int64_t kept) {
+    const auto tie_end = static_cast<int32_t>(std::min<int64_t>(cut.tie_end, view_.n));
+    const float z = static_cast<float>(kept) * 0x1p-40f;
+    return RowDist{scan_.max, inv, cut.pivot, tie_end, 1.0f / z, 0.0f, static_cast<int32_t>(top)};
+  };
+  bounds = {dist(strict, mass.most), dist(generous, mass.least)};
+  return true;
+}
+
 void row_descriptor(const RowDescriptorParams& p, ParallelFor parallel_for) {
   parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
     Row row;
     for (int64_t r = begin; r < end; ++r) {
-      row.open(p.logits, r, r + 1 < end ? row_view(p.logits, r + 1).data : nullptr);
+      row.open(p.logits, r, r + 1 < end ? row_view(p.logits, r + 1).data : nullptr, 1);
       row.describe(p.filters, r, p.descriptors + r * kDescriptorColumns);
     }
   });

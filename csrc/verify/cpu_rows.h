@@ -13,6 +13,7 @@ struct RowKernels {
   RowScan (*scan_row)(const RowView&, float*);
   Specials (*count_specials)(const RowView&);
   int64_t (*sum_weights)(const RowView&, const RowScan&, float, const float*);
+  MassBounds (*bound_weights)(const RowView&, const RowScan&, float, const float*);
   int64_t (*compact_block)(const float*, int64_t, float, float*, int32_t*);
   void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
   Winner (*race_row)(const Race&);
@@ -37,13 +38,19 @@ inline float one_logit(const LogitRows& logits, int64_t r, int64_t token) {
   return value;
 }
 
+// Two distributions that a row's own lies between: it keeps what `strict` keeps and nothing that
+// `generous` does not, and gives a token no less than `strict` and no more than `generous` gives it.
+struct DistBounds {
+  RowDist strict, generous;
+};
+
 // A thread's view of one row after the other: the largest logit of each block, found when the row is
 // opened, and the candidates of a cut.
 class Row {
  public:
   // The tops are kept for as long as the same row is opened again. `next` is the row that is likely to be
   // opened then, or null: it is fetched from memory by all that passes over this one.
-  void open(const LogitRows& logits, int64_t r, const char* next = nullptr);
+  void open(const LogitRows& logits, int64_t r, const char* next = nullptr, int64_t scan_eighths = 8);
 
   const RowView& view() const { return view_; }
   float max() const { return scan_.max; }
@@ -51,6 +58,9 @@ class Row {
   int64_t argmax();
 
   void describe(const RowFilters& filters, int64_t r, float* desc);
+  // What can be said of the row without the sum of its weights, which takes longer than all else. False:
+  // nothing. with_mass: `strict` and `generous` also bound probabilities, not only what is kept.
+  bool bound(const RowFilters& filters, int64_t r, bool with_mass, DistBounds& bounds);
   Race race(const RowDist& target) const;
 
   int64_t sum_weights(float inv_temperature) const {
@@ -63,16 +73,20 @@ class Row {
   };
 
   int64_t count_finite() const;
+  void collect_within(float reach, float inv_temperature);
   void collect(float least, float inv_temperature);
   bool cut_of(const RowFilters& filters, int64_t r, float inv_temperature, int64_t total, Cut& cut);
+  // The cut of a row whose weights sum to `total`, which top-p alone looks at.
+  Cut find_cut(const RowFilters& filters, int64_t r, float inv_temperature, int64_t total);
   bool cut_after(bool by_mass, int64_t target, float inv_temperature, Cut& cut, Kept& kept);
-  Kept kept_by(const Cut& cut) const;
+  Kept kept_by(const Cut& cut, float inv_temperature);
 
   RowView view_;
   Ahead ahead_;
   RowScan scan_ = {};
   std::vector<float> tops_;
-  // Tokens from some logit on, in rising order of their index.
+  // Tokens with logits from least_ on, in rising order of their index.
+  float least_ = 0;
   std::vector<float> logits_;
   std::vector<int32_t> indices_;
   std::vector<int64_t> weights_;

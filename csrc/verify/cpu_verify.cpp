@@ -12,17 +12,26 @@ namespace {
 
 // Access to the rows of one request at a time.
 //
+// Where no log-probabilities are wanted, the sum of a row's weights, which takes longer than all else, is
+// hardly ever needed: a row is `bounded` first, and it is only described where what lies between the
+// bounds does not choose the same child, or token, as each of them. All that a choice depends on rises or
+// falls with the children's probabilities, in rounded arithmetic too.
+//
 // A walk that comes to a row which is not described ends there, as if the row had no distribution, and
 // is begun again once the row is described; what it has found by passing over rows is not done twice.
 // Between the two a thread works for another request, and meanwhile fetches the row from memory.
 class CpuRows {
  public:
   // `open` is the row that the thread read last.
-  CpuRows(const VerifyParams& params, Row& open) : p_(params), open_(open) {}
+  CpuRows(const VerifyParams& params, Row& open) : p_(params), open_(open) {
+    const bool one_pass = p_.rule <= VerifyRule::kRejection;
+    bounds_first_ = one_pass && p_.logprobs == nullptr && p_.filters.temperature != nullptr;
+  }
 
   void begin_request(int64_t first_row, int64_t count) {
     first_ = first_row;
-    described_.assign(count, p_.filters.temperature == nullptr);
+    known_.assign(count, p_.filters.temperature == nullptr ? Known::kDescribed : Known::kNothing);
+    bounds_.resize(bounds_first_ ? count : 0);
     found_.clear();
     begin_walk();
   }
@@ -39,9 +48,13 @@ class CpuRows {
 
   // Describes the wanted row. `ahead` is a row that will be wanted then, or null.
   void describe(const char* ahead) {
-    open_.open(p_.logits, wanted_, ahead != nullptr ? ahead : first_child(wanted_));
-    open_.describe(p_.filters, wanted_, p_.descriptors + wanted_ * kDescriptorColumns);
-    described_[wanted_ - first_] = true;
+    open_.open(p_.logits, wanted_, ahead != nullptr ? ahead : first_child(wanted_), scan_eighths(wanted_));
+    const int64_t v = wanted_ - first_;
+    if (bounds_first_ && open_.bound(p_.filters, wanted_, bounds_mass(), bounds_[v])) {
+      known_[v] = Known::kBounded;
+    } else {
+      describe_exactly(wanted_);
+    }
   }
 
   template <typename Body>
@@ -50,11 +63,25 @@ class CpuRows {
   }
 
   bool usable(int64_t row) {
-    if (!described_[row - first_] && wanted_ < 0) wanted_ = row;
+    if (known_[row - first_] == Known::kNothing && wanted_ < 0) wanted_ = row;
     return has_distribution(row);
   }
 
-  bool has_distribution(int64_t row) const { return described_[row - first_] && dist(row).argmax >= 0; }
+  bool has_distribution(int64_t row) const { return known_[row - first_] != Known::kNothing && dist(row).argmax >= 0; }
+
+  // What choice() gives for this row.
+  template <typename Choice>
+  int64_t decide(int64_t row, const Choice& choice) {
+    if (is_bounded(row)) {
+      in_doubt_ = false;
+      is_strict_ = true;
+      const int64_t chosen = choice();
+      is_strict_ = false;
+      if (choice() == chosen && !in_doubt_) return chosen;
+      describe_exactly(row);
+    }
+    return choice();
+  }
 
   float target(int64_t row, int32_t token) const {
     return probability(dist(row), one_logit(p_.logits, row, token), token);
@@ -81,13 +108,24 @@ class CpuRows {
   }
 
   int64_t residual_mass(int64_t row, float c, const int32_t* excluded, int64_t num_excluded) {
+    if (is_bounded(row)) {
+      in_doubt_ = true;
+      return 0;
+    }
     return pass([&] { return find_residual_mass(row, c, excluded, num_excluded); });
   }
 
   int32_t draw(int64_t row, const PhiloxStream& stream) { return race(row, stream, 0.0f, nullptr, 0); }
 
   int32_t race(int64_t row, const PhiloxStream& stream, float c, const int32_t* excluded, int64_t num_excluded) {
-    return static_cast<int32_t>(pass([&] { return find_winner(row, stream, c, excluded, num_excluded); }));
+    return static_cast<int32_t>(pass([&] {
+      // The winner of more tokens than are kept is that of the kept ones, if it is one of them.
+      const int32_t found = find_winner(row, stream, c, excluded, num_excluded);
+      if (found < 0 || !is_bounded(row)) return found;
+      if (is_kept(bounds_[row - first_].strict, one_logit(p_.logits, row, found), found)) return found;
+      describe_exactly(row);
+      return find_winner(row, stream, c, excluded, num_excluded);
+    }));
   }
 
   int64_t entropy(int64_t row) {
@@ -95,6 +133,25 @@ class CpuRows {
   }
 
  private:
+  enum class Known : char { kNothing, kBounded, kDescribed };
+
+  bool bounds_mass() const { return p_.rule != VerifyRule::kSampled; }
+
+  // In proportion to the time of the passes over a row that is to be read.
+  int64_t scan_eighths(int64_t row) const {
+    if (p_.filters.temperature[row] == 0.0f) return 8;
+    if (!bounds_first_) return 1;
+    return bounds_mass() || p_.filters.top_p[row] < 1.0f ? 4 : 6;
+  }
+
+  bool is_bounded(int64_t row) const { return known_[row - first_] == Known::kBounded; }
+
+  void describe_exactly(int64_t row) {
+    open_.open(p_.logits, row);
+    open_.describe(p_.filters, row, p_.descriptors + row * kDescriptorColumns);
+    known_[row - first_] = Known::kDescribed;
+  }
+
   // What a pass over a row finds; a walk makes the same passes in the same order each time.
   template <typename Body>
   int64_t pass(const Body& body) {
@@ -159,7 +216,7 @@ class CpuRows {
 
   // The row of a node's first child, which is likely to be next; null: there is none.
   const char* first_child(int64_t row) const {
-    const auto end = first_ + static_cast<int64_t>(described_.size());
+    const auto end = first_ + static_cast<int64_t>(known_.size());
     int64_t child = row + 1;
     if (p_.parent != nullptr) {
       while (child < end && p_.parent[child] != row - first_) ++child;
@@ -167,7 +224,11 @@ class CpuRows {
     return child < end ? row_view(p_.logits, child).data : nullptr;
   }
 
-  RowDist dist(int64_t row) const { return row_dist(p_.descriptors + row * kDescriptorColumns); }
+  RowDist dist(int64_t row) const {
+    if (!is_bounded(row)) return row_dist(p_.descriptors + row * kDescriptorColumns);
+    const DistBounds& bounds = bounds_[row - first_];
+    return is_strict_ ? bounds.strict : bounds.generous;
+  }
 
   int64_t draft_row(int64_t row) const { return p_.draft.rows == nullptr ? row : p_.draft.rows[row]; }
 
@@ -206,7 +267,11 @@ class CpuRows {
   const VerifyParams& p_;
   Row& open_;
   int64_t first_ = 0, wanted_ = -1;
-  std::vector<char> described_;
+  bool bounds_first_ = false;
+  std::vector<Known> known_;
+  std::vector<DistBounds> bounds_;  // of bounded rows
+  bool is_strict_ = false;          // which of the two is looked at
+  bool in_doubt_ = false;           // they do not suffice
   std::vector<int64_t> found_;
   size_t num_passed_ = 0;
   std::vector<int32_t> excluded_;

@@ -59,6 +59,12 @@ class CudaRows {
     return has_distribution(row);
   }
 
+  // A choice between a row's children; here the row is described by now.
+  template <typename Body>
+  __device__ __forceinline__ int64_t decide(int64_t, const Body& body) {
+    return body();
+  }
+
   __device__ __forceinline__ bool has_distribution(int64_t row) const {
     return p_.descriptors[row * kDescriptorColumns + kArgmax] >= 0.0f;
   }

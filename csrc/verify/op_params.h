@@ -286,7 +286,8 @@ void with_verify_params(const std::string& op_name, const std::string& rule, con
                         const std::optional<Tensor>& draft_desc, const std::optional<Tensor>& draft_ids,
                         const std::optional<Tensor>& draft_logprobs, const std::optional<Tensor>& draft_rows,
                         const std::optional<Tensor>& proposals, double epsilon, double delta, Tensor& num_accepted,
-                        Tensor& out_tokens, Tensor& path, Tensor& logprobs, Tensor& status, const Run& run) {
+                        Tensor& out_tokens, Tensor& path, std::optional<Tensor>& logprobs, Tensor& status,
+                        const Run& run) {
   const char* op = op_name.c_str();
   VerifyParams p;
   p.rule = verify_rule(rule);
@@ -322,7 +323,10 @@ void with_verify_params(const std::string& op_name, const std::string& rule, con
   p.width = out_tokens.size(1);
   p.out_tokens = static_cast<int32_t*>(out_tokens.mutable_data_ptr());
   p.path = output_of<int32_t>(op, "out.path", path, ScalarType::Int, {b, p.width}, logits);
-  p.logprobs = output_of<float>(op, "out.logprobs", logprobs, ScalarType::Float, {b, p.width}, logits);
+  p.logprobs = nullptr;
+  if (logprobs) {
+    p.logprobs = output_of<float>(op, "out.logprobs", *logprobs, ScalarType::Float, {b, p.width}, logits);
+  }
   p.num_accepted = output_of<int32_t>(op, "out.num_accepted", num_accepted, ScalarType::Int, {b}, logits);
   p.status = output_of<int32_t>(op, "out.status", status, ScalarType::Int, {b}, logits);
   if (logits.is_cpu()) {

@@ -144,7 +144,7 @@ TTC_TARGET_AVX512 inline RowScan scan_row_of(const RowView& row, float* tops) {
   const int64_t whole = row.n / kRowBlock;
   for (int64_t b = 0; b < whole; ++b) {
     const char* source = row.data + b * kBlockBytes;
-    row.fetch_ahead(kBlockBytes / 8);
+    row.keep_up(source, kBlockBytes);
     __m512i largest = _mm512_loadu_si512(source);
     most = B::max_unsigned(most, largest);
 #pragma GCC unroll 16
@@ -284,11 +284,55 @@ TTC_TARGET_AVX512 inline int64_t sum_blocks(const char* row, const int32_t* bloc
   return sum;
 }
 
+// About the sum of the weights of some blocks, up to 1.0615 times as much: where y = k + f with an
+// integer k and f in [0, 1), 2^k (1 + f) stands for 2^y. That is what a float's bits mean.
+template <Dtype kDtype, bool kClamp>
+TTC_TARGET_AVX512 inline float estimate_blocks(const char* row, const int32_t* blocks, int64_t count, float max,
+                                               float scale, Ahead& ahead) {
+  constexpr int64_t kBlockBytes = kRowBlock * dtype_bytes(kDtype);
+  constexpr int64_t kStepBytes = kVectors * kRowLanes * dtype_bytes(kDtype);
+  const __m512 factor = _mm512_set1_ps(scale * 0x1p23f);
+  const __m512 offset = _mm512_set1_ps(127.0f * 0x1p23f - max * scale * 0x1p23f);
+  __m512 sums[kVectors];
+  TTC_EACH sums[v] = _mm512_setzero_ps();
+  for (int64_t at = 0; at < count; ++at) {
+    const char* source = row + blocks[at] * kBlockBytes;
+#pragma GCC unroll 1
+    for (int64_t i = 0; i < kBlockBytes; i += kStepBytes) {
+      ahead.fetch(kStepBytes / 2);
+      __m512 y[kVectors];
+      load_vectors<kDtype>(source + i, y);
+      TTC_EACH y[v] = _mm512_fmadd_ps(y[v], factor, offset);
+      if (kClamp) TTC_EACH y[v] = _mm512_max_ps(y[v], _mm512_setzero_ps());
+      TTC_EACH sums[v] = _mm512_add_ps(sums[v], _mm512_castsi512_ps(_mm512_cvtps_epi32(y[v])));
+    }
+  }
+  __m512 sum = sums[0];
+  for (int v = 1; v < kVectors; ++v) sum = _mm512_add_ps(sum, sums[v]);
+  return _mm512_reduce_add_ps(sum);
+}
+
 #undef TTC_EACH
 
-template <Dtype kDtype>
-TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowScan& scan, float inv_temperature,
-                                                const float* tops) {
+// The least and the most that a sum of `count` weights can be which is estimated like that. Besides the
+// 1.0615 there are the rounding of the estimate, below 1e-3 of it where estimates_hold, and that of each
+// weight to a multiple of 2^-40.
+inline MassBounds bounds_of_estimate(double estimate, int64_t count) {
+  const double fixed = estimate * kFixedOne;
+  const auto least = static_cast<int64_t>(0.941 * fixed) - count;
+  return {least > 0 ? least : 0, static_cast<int64_t>(1.001 * fixed) + count};
+}
+
+// Whether l scale - max scale is (l - max) scale, up to 2e-4.
+inline bool estimates_hold(float max, float scale) { return scale < 0x1p100f && std::abs(max * scale) <= 2048.0f; }
+
+// log2 of weights. A block with one from there on is not estimated: the bounds would lie far apart.
+constexpr float kHeavy = -5.0f;
+
+// kEstimate: only heavy blocks are summed exactly.
+template <Dtype kDtype, bool kEstimate>
+TTC_TARGET_AVX512 inline MassBounds sum_weights_of(const RowView& row, const RowScan& scan, float inv_temperature,
+                                                   const float* tops) {
   constexpr int64_t kBatch = 256;
   const float scale = inv_temperature * kLog2E;
   const bool clamp = !((scan.least - scan.max) * scale > -120.0f);
@@ -297,7 +341,8 @@ TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowSca
   int32_t narrow[kBatch + kRowLanes], wide[kBatch + kRowLanes];
   const __m512 max16 = _mm512_set1_ps(scan.max), scale16 = _mm512_set1_ps(scale);
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  int64_t sum = 0;
+  int64_t sum = 0, num_estimated = 0;
+  double estimate = 0;
   const int64_t whole = row.mask == nullptr ? row.n / kRowBlock : 0, blocks = row.num_blocks();
   for (int64_t begin = 0; begin < whole; begin += kBatch) {
     const int64_t end = begin + kBatch < whole ? begin + kBatch : whole;
@@ -305,7 +350,8 @@ TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowSca
     for (int64_t b = begin; b < end; b += kRowLanes) {
       const __m512 top = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(tops + b), max16), scale16);
       const __mmask16 there = _cvtu32_mask16(end - b < kRowLanes ? (1u << (end - b)) - 1 : 0xffff);
-      const __mmask16 is_wide = _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kNarrow), _CMP_NLT_UQ);
+      const __mmask16 is_wide =
+          _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kEstimate ? kHeavy : kNarrow), _CMP_NLT_UQ);
       const __mmask16 has_weight = _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kNoWeight), _CMP_NLT_UQ);
       const __mmask16 is_narrow = has_weight & ~is_wide;
       const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(b)), lane);
@@ -314,10 +360,16 @@ TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowSca
       num_wide += __builtin_popcount(is_wide);
       num_narrow += __builtin_popcount(is_narrow);
     }
-    sum += clamp ? sum_blocks<kDtype, true, true>(row.data, wide, num_wide, scan.max, scale, ahead) +
-                       sum_blocks<kDtype, true, false>(row.data, narrow, num_narrow, scan.max, scale, ahead)
-                 : sum_blocks<kDtype, false, true>(row.data, wide, num_wide, scan.max, scale, ahead) +
-                       sum_blocks<kDtype, false, false>(row.data, narrow, num_narrow, scan.max, scale, ahead);
+    sum += clamp ? sum_blocks<kDtype, true, true>(row.data, wide, num_wide, scan.max, scale, ahead)
+                 : sum_blocks<kDtype, false, true>(row.data, wide, num_wide, scan.max, scale, ahead);
+    if constexpr (kEstimate) {
+      estimate += clamp ? estimate_blocks<kDtype, true>(row.data, narrow, num_narrow, scan.max, scale, ahead)
+                        : estimate_blocks<kDtype, false>(row.data, narrow, num_narrow, scan.max, scale, ahead);
+      num_estimated += num_narrow * kRowBlock;
+    } else {
+      sum += clamp ? sum_blocks<kDtype, true, false>(row.data, narrow, num_narrow, scan.max, scale, ahead)
+                   : sum_blocks<kDtype, false, false>(row.data, narrow, num_narrow, scan.max, scale, ahead);
+    }
   }
   const int32_t first = 0;
   for (int64_t b = whole; b < blocks; ++b) {
@@ -325,17 +377,30 @@ TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowSca
     const auto* source = reinterpret_cast<const char*>(logits);
     sum += sum_blocks<Dtype::kFloat32, true, true>(source, &first, 1, scan.max, scale, nothing);
   }
-  return sum;
+  const MassBounds rest = bounds_of_estimate(estimate, num_estimated);
+  return {sum + rest.least, sum + rest.most};
+}
+
+template <bool kEstimate>
+TTC_TARGET_AVX512 inline MassBounds sum_weights_in(const RowView& row, const RowScan& scan, float inv_temperature,
+                                                   const float* tops) {
+  switch (row.dtype) {
+    case Dtype::kFloat32: return sum_weights_of<Dtype::kFloat32, kEstimate>(row, scan, inv_temperature, tops);
+    case Dtype::kFloat16: return sum_weights_of<Dtype::kFloat16, kEstimate>(row, scan, inv_temperature, tops);
+    case Dtype::kBFloat16: return sum_weights_of<Dtype::kBFloat16, kEstimate>(row, scan, inv_temperature, tops);
+  }
+  return {};
 }
 
 TTC_TARGET_AVX512 inline int64_t sum_weights_avx512(const RowView& row, const RowScan& scan, float inv_temperature,
                                                     const float* tops) {
-  switch (row.dtype) {
-    case Dtype::kFloat32: return sum_weights_of<Dtype::kFloat32>(row, scan, inv_temperature, tops);
-    case Dtype::kFloat16: return sum_weights_of<Dtype::kFloat16>(row, scan, inv_temperature, tops);
-    case Dtype::kBFloat16: return sum_weights_of<Dtype::kBFloat16>(row, scan, inv_temperature, tops);
-  }
-  return 0;
+  return sum_weights_in<false>(row, scan, inv_temperature, tops).least;
+}
+
+TTC_TARGET_AVX512 inline MassBounds bound_weights_avx512(const RowView& row, const RowScan& scan, float inv_temperature,
+                                                         const float* tops) {
+  return estimates_hold(scan.max, inv_temperature * kLog2E) ? sum_weights_in<true>(row, scan, inv_temperature, tops)
+                                                            : sum_weights_in<false>(row, scan, inv_temperature, tops);
 }
 
 TTC_TARGET_AVX512 inline int64_t compact_block_avx512(const float* logits, int64_t first, float least, float* kept,

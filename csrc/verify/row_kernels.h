@@ -26,17 +26,44 @@ constexpr int64_t kRowPiece = 64;
 constexpr int64_t kRowBlock = kNoiseBlock;
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
-// What is left to be fetched of the row that is next. Reading a row from memory takes about as long as
-// all passes over it: each of them asks for a part of the next row, or memory would idle meanwhile, and
-// only few bytes at a time, or the processor would wait for them.
+// What was asked for from memory: the row at hand up to `at`, then the next one. Reading a row takes about
+// as long as all passes over it: each of them asks for a part of what follows, or memory would idle
+// meanwhile, and only few bytes at a time, or the processor would wait for them.
+//
+//   |---- row at hand ----|        |---- next row ----|
+//        ^ here     ^ at, later here: ^
+//
 struct Ahead {
+  static constexpr int64_t kDistance = 8192;  // what memory sends in the time that it takes to answer, and more
+
   const char* at = nullptr;
-  const char* end = nullptr;
+  const char* end = nullptr;   // of the row that `at` lies in
+  const char* next = nullptr;  // null: there is none, or `at` lies in it
+  const char* next_end = nullptr;
+  int64_t scan_eighths = 8;  // of a row, to be asked for while one is scanned; later passes ask for the rest
+
+  void begin(const char* row, const char* following, int64_t bytes, int64_t eighths) {
+    if (end != row + bytes) at = row, end = row + bytes;
+    next = following;
+    next_end = following == nullptr ? nullptr : following + bytes;
+    scan_eighths = eighths;
+  }
 
   TTC_ALWAYS_INLINE void fetch(int64_t bytes) {
     const int64_t count = end - at < bytes ? end - at : bytes;
     for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(at + i);
     at += count;
+    if (count < bytes && next != nullptr) {
+      at = next;
+      end = next_end;
+      next = nullptr;
+    }
+  }
+
+  // While `bytes` from `here` on are scanned.
+  TTC_ALWAYS_INLINE void keep_up(const char* here, int64_t bytes) {
+    const int64_t distance = at - here;
+    fetch(distance >= 0 && distance < kDistance ? 2 * bytes : bytes * scan_eighths / 8);
   }
 };
 
@@ -50,9 +77,12 @@ struct RowView {
 
   int64_t num_blocks() const { return (n + kRowBlock - 1) / kRowBlock; }
 
-  // While as much of this row is passed over.
   TTC_ALWAYS_INLINE void fetch_ahead(int64_t bytes) const {
     if (ahead != nullptr) ahead->fetch(bytes);
+  }
+
+  TTC_ALWAYS_INLINE void keep_up(const char* here, int64_t bytes) const {
+    if (ahead != nullptr) ahead->keep_up(here, bytes);
   }
 };
 
@@ -92,7 +122,7 @@ TTC_ALWAYS_INLINE RowScan scan_row(const RowView& row, float* tops) {
   int32_t largest[kRowPiece] = {};  // bits of |logit|
   float max = kLowest;
   for (int64_t first = 0; first < row.n; first += kRowBlock) {
-    row.fetch_ahead(kRowBlock * dtype_bytes(row.dtype) / 8);
+    row.keep_up(row.data + first * dtype_bytes(row.dtype), kRowBlock * dtype_bytes(row.dtype));
     const float* logits = block_of(row, first, buffer);
     if (row.n - first < kRowBlock) {  // no -inf that is not the row's own
       for (int64_t i = row.n - first; i < kRowBlock; ++i) buffer[i] = buffer[0];
@@ -184,6 +214,17 @@ TTC_ALWAYS_INLINE int64_t sum_weights(const RowView& row, const RowScan& scan, f
     sum += static_cast<int32_t>(low_sum - static_cast<uint32_t>(kRowBlock) * float_to_bits(kFineAnchor));
   }
   return sum;
+}
+
+// What a sum of weights lies between, in units of 2^-40.
+struct MassBounds {
+  int64_t least, most;
+};
+
+TTC_ALWAYS_INLINE MassBounds bound_weights(const RowView& row, const RowScan& scan, float inv_temperature,
+                                           const float* tops) {
+  const int64_t sum = sum_weights(row, scan, inv_temperature, tops);
+  return {sum, sum};
 }
 
 // Writes those of 256 logits that are `least` or more one after the other, with their indices, the first
@@ -297,11 +338,12 @@ struct NoiseBlocks {
 // `count` is a multiple of 64. Each logarithm is one long chain of operations: in loops of their own, many
 // are under way at a time.
 template <class Lanes>
-TTC_ALWAYS_INLINE void draw_noise_blocks(const PhiloxStream& stream, int64_t block, int64_t count, NoiseBlocks& noise) {
+TTC_ALWAYS_INLINE void draw_noise_blocks(const Race& a, int64_t block, int64_t count, NoiseBlocks& noise) {
   uint32_t counters[kRowPiece], words[4 * kRowPiece];
   for (int64_t i = 0; i < count; i += kRowPiece) {
     for (int64_t j = 0; j < kRowPiece; ++j) counters[j] = kNoiseBlockCounter + static_cast<uint32_t>(block + i + j);
-    Lanes::template philox<kRowPiece>(stream, counters, words);
+    Lanes::template philox<kRowPiece>(a.stream, counters, words);
+    a.row.fetch_ahead(4 * kRowBlock * dtype_bytes(a.row.dtype));
     for (int64_t j = 0; j < kRowPiece; ++j) {
       noise.least[i + j] = uniform(words[j]);
       noise.place[i + j] = place_of(words[kRowPiece + j]);
@@ -390,7 +432,7 @@ TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body&
   for (int64_t begin = 0; begin < a.row.num_blocks(); begin += kRaceBlocks) {
     const int64_t left = (a.row.num_blocks() - begin + kRowPiece - 1) / kRowPiece * kRowPiece;
     const int64_t count = left < kRaceBlocks ? left : kRaceBlocks;
-    if constexpr (kNoise) draw_noise_blocks<Lanes>(a.stream, begin, count, noise);
+    if constexpr (kNoise) draw_noise_blocks<Lanes>(a, begin, count, noise);
     for (int64_t j = 0; j < count; ++j) {
       const float top = a.tops[begin + j];
       const float score = (top - d.max) * d.inv_temperature + (kNoise ? noise.bound[j] : 0.0f);

@@ -143,7 +143,7 @@ struct VerifyParams {
   int32_t* num_accepted;   // [num_requests]
   int32_t* out_tokens;     // [num_requests, width], -1 padded: accepted ones and the last
   int32_t* path;           // [num_requests, width], -1 padded: the node whose row gave the token
-  float* logprobs;         // [num_requests, width], 0 padded
+  float* logprobs;         // [num_requests, width], 0 padded; null: not wanted
   int32_t* status;         // [num_requests], VerifyStatus
 };
 

@@ -1,7 +1,8 @@
 // How drafts are verified: one walk over the nodes of one request, the same on every backend.
 //
 // `Rows` gives access to the rows of logits: it reads single logits, and does the few things that
-// pass over a row (its description, a residual's mass, a race, an entropy). `usable(row)` comes before
+// pass over a row (its description, a residual's mass, a race, an entropy). A choice between a row's
+// children is made inside `decide(row, choice)`, which may make it more than once. `usable(row)` comes before
 // anything else of a row, which it describes if that was not done; it says, and `has_distribution(row)`
 // then says again, whether tokens can be drawn from the row. All threads of a GPU block
 // run the walk side by side; `once` is for what only one of them may write.
@@ -77,7 +78,7 @@ class Walk {
     rows_.once([&] {
       for (int64_t i = 0; i < p_.width; ++i) {
         p_.out_tokens[b_ * p_.width + i] = p_.path[b_ * p_.width + i] = -1;
-        p_.logprobs[b_ * p_.width + i] = 0.0f;
+        if (p_.logprobs != nullptr) p_.logprobs[b_ * p_.width + i] = 0.0f;
       }
       p_.num_accepted[b_] = n_ == 0 ? -1 : 0;
       p_.status[b_] = n_ == 0 ? kOk : link() ? kOk : kInvalidTree;
@@ -237,12 +238,12 @@ class Walk {
 
   // The token that the row of node v gave.
   TTC_WALK void write(int64_t v, int32_t given) {
-    const float logprob = given < 0 ? 0.0f : rows_.logprob(begin_ + v, given);
+    const float logprob = given < 0 || p_.logprobs == nullptr ? 0.0f : rows_.logprob(begin_ + v, given);
     rows_.once([&] {
       const int64_t at = b_ * p_.width + s_.depth[v];
       p_.out_tokens[at] = given;
       p_.path[at] = static_cast<int32_t>(v);
-      p_.logprobs[at] = logprob;
+      if (p_.logprobs != nullptr) p_.logprobs[at] = logprob;
     });
   }
 
@@ -264,9 +265,9 @@ class Walk {
         }
         if (next == -1) return {v, r, drawn};
       } else if constexpr (kRule == VerifyRule::kTargetOnly) {
-        next = accept_by_one_coin(v, r);
+        next = rows_.decide(begin_ + v, [&] { return r = {}, accept_by_one_coin(v, r); });
       } else {
-        next = accept_in_turn(v, r);
+        next = rows_.decide(begin_ + v, [&] { return r = {}, accept_in_turn(v, r); });
       }
       if (next == -1) return {v, r};
       v = next;

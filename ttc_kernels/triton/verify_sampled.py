@@ -25,11 +25,11 @@ def verify(
     cu_nodes: torch.Tensor,
     seeds: torch.Tensor,
     positions: torch.Tensor,
-    out: tuple[torch.Tensor, ...],
+    out: tuple,
 ) -> None:
     """The op `verify` for the rules ``greedy`` and ``sampled``; the arguments are not checked.
 
-    out: num_accepted, tokens, path, logprobs, status.
+    out: num_accepted, tokens, path, logprobs (None: not wanted), status.
     """
     num_accepted, out_tokens, out_path, out_logprobs, status = out
     n, requests, width = len(tokens), len(cu_nodes) - 1, out_tokens.shape[1]
@@ -78,7 +78,8 @@ def verify(
         out_tokens[:, step] = torch.where(alive, token, -1)
         out_path[:, step] = torch.where(alive, here - begin, -1).int()
         there = alive & (token >= 0)
-        out_logprobs[:, step] = torch.where(there, logprobs[here], 0.0) if n else 0.0
+        if out_logprobs is not None:
+            out_logprobs[:, step] = torch.where(there, logprobs[here], 0.0) if n else 0.0
         status.copy_(torch.where(alive & (token < 0), 1, status))
         num_accepted.copy_(torch.where(alive, step, num_accepted))
         at = following[here] if n else at

@@ -62,13 +62,14 @@ def _last_token(q, node, c, changed, BLOCK: tl.constexpr):
 @triton.jit
 def _write(q, place, node, token, out):
     """The token that the row of a node gave."""
-    logprob = tl.full([], 0.0, tl.float32)
-    if token >= 0:
-        r = q.nodes.begin + node
-        logprob = log_probability(row_dist(q.rows, r), logits_of(q.rows, r, token), token)
     tl.store(out.tokens + place, token)
     tl.store(out.path + place, node)
-    tl.store(out.logprobs + place, logprob)
+    if out.logprobs is not None:
+        logprob = tl.full([], 0.0, tl.float32)
+        if token >= 0:
+            r = q.nodes.begin + node
+            logprob = log_probability(row_dist(q.rows, r), logits_of(q.rows, r, token), token)
+        tl.store(out.logprobs + place, logprob)
 
 
 @triton.jit
@@ -79,7 +80,8 @@ def _pad(place, first, width, out):
         there = (column >= first) & (column < width)
         tl.store(out.tokens + place + column, -1, mask=there)
         tl.store(out.path + place + column, -1, mask=there)
-        tl.store(out.logprobs + place + column, 0.0, mask=there)
+        if out.logprobs is not None:
+            tl.store(out.logprobs + place + column, 0.0, mask=there)
 
 
 @triton.jit
@@ -135,16 +137,17 @@ def verify(
     proposals: torch.Tensor | None,
     epsilon: float,
     delta: float,
-    out: tuple[torch.Tensor, ...],
+    out: tuple[torch.Tensor | None, ...],
 ) -> None:
     """The op `verify` for all rules but greedy and sampled; the arguments are not checked."""
     if filters is not None:
         desc.copy_(row_descriptor(logits, *filters, bitmask))
-    requests, width = out[1].shape
+    outputs = Outputs(*out)
+    requests, width = outputs.tokens.shape
     if requests:
         _walk[(requests,)](
             Rows.of(logits, desc, bitmask), draft,
             Trees(tokens, parent, cu_nodes, len(tokens), proposals), seeds, positions, coins,
-            epsilon, delta, Outputs(*out), width,
+            epsilon, delta, outputs, width,
             RULE=rule, BLOCK=BLOCK, num_warps=8, maxnreg=128, **NO_FUSION,
         )  # fmt: skip
