@@ -29,15 +29,15 @@ Cut narrowed_by_min_p(const Cut& cut, float max, const RowFilters& p, int64_t r)
 
 }  // namespace
 
-void Row::open(const LogitRows& logits, int64_t r, const char* next, int64_t scan_eighths) {
+void Row::open(const LogitRows& logits, int64_t r, const char* next, float scale) {
   const RowView wanted = row_view(logits, r);
   if (wanted.data == view_.data && wanted.mask == view_.mask) return;
   view_ = wanted;
   view_.ahead = &ahead_;
-  ahead_.begin(view_.data, next, view_.n * dtype_bytes(view_.dtype), scan_eighths);
+  ahead_.begin(view_.data, next, view_.n * dtype_bytes(view_.dtype));
   const int64_t blocks = view_.num_blocks();
   tops_.resize((blocks + kRowPiece - 1) / kRowPiece * kRowPiece);
-  scan_ = row_kernels().scan_row(view_, tops_.data());
+  scan_ = row_kernels().scan_row(view_, scale, tops_.data());
   std::fill(tops_.begin() + blocks, tops_.end(), kLowest);
 }
 
@@ -246,7 +246,7 @@ void row_descriptor(const RowDescriptorParams& p, ParallelFor parallel_for) {
   parallel_for(0, p.logits.num_rows, 1, [&](int64_t begin, int64_t end) {
     Row row;
     for (int64_t r = begin; r < end; ++r) {
-      row.open(p.logits, r, r + 1 < end ? row_view(p.logits, r + 1).data : nullptr, 1);
+      row.open(p.logits, r, r + 1 < end ? row_view(p.logits, r + 1).data : nullptr);
       row.describe(p.filters, r, p.descriptors + r * kDescriptorColumns);
     }
   });

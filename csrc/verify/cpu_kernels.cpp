@@ -15,7 +15,9 @@ namespace ttc {
 namespace {
 
 #define TTC_ROW_KERNELS(SUFFIX, TARGET, LANES, SCAN_ROW, SUM_WEIGHTS, BOUND_WEIGHTS, COMPACT_BLOCK)                   \
-  TARGET RowScan scan_row_##SUFFIX(const RowView& row, float* tops) { return SCAN_ROW(row, tops); }                   \
+  TARGET RowScan scan_row_##SUFFIX(const RowView& row, float scale, float* tops) {                                    \
+    return SCAN_ROW(row, scale, tops);                                                                                \
+  }                                                                                                                   \
   TARGET Specials count_specials_##SUFFIX(const RowView& row) { return count_specials(row); }                         \
   TARGET int64_t sum_weights_##SUFFIX(const RowView& row, const RowScan& scan, float inv, const float* tops) {        \
     return SUM_WEIGHTS(row, scan, inv, tops);                                                                         \

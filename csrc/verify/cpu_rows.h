@@ -10,7 +10,7 @@ namespace ttc {
 
 // The loops of row_kernels.h, compiled for one instruction set.
 struct RowKernels {
-  RowScan (*scan_row)(const RowView&, float*);
+  RowScan (*scan_row)(const RowView&, float, float*);
   Specials (*count_specials)(const RowView&);
   int64_t (*sum_weights)(const RowView&, const RowScan&, float, const float*);
   MassBounds (*bound_weights)(const RowView&, const RowScan&, float, const float*);
@@ -50,7 +50,8 @@ class Row {
  public:
   // The tops are kept for as long as the same row is opened again. `next` is the row that is likely to be
   // opened then, or null: it is fetched from memory by all that passes over this one.
-  void open(const LogitRows& logits, int64_t r, const char* next = nullptr, int64_t scan_eighths = 8);
+  // scale: that of the weights whose sum is to be estimated in passing, 0: none.
+  void open(const LogitRows& logits, int64_t r, const char* next = nullptr, float scale = 0.0f);
 
   const RowView& view() const { return view_; }
   float max() const { return scan_.max; }

@@ -48,7 +48,8 @@ class CpuRows {
 
   // Describes the wanted row. `ahead` is a row that will be wanted then, or null.
   void describe(const char* ahead) {
-    open_.open(p_.logits, wanted_, ahead != nullptr ? ahead : first_child(wanted_), scan_eighths(wanted_));
+    const char* next = ahead != nullptr ? ahead : first_child(wanted_);
+    open_.open(p_.logits, wanted_, next, estimated_scale(wanted_));
     const int64_t v = wanted_ - first_;
     if (bounds_first_ && open_.bound(p_.filters, wanted_, bounds_mass(), bounds_[v])) {
       known_[v] = Known::kBounded;
@@ -137,11 +138,11 @@ class CpuRows {
 
   bool bounds_mass() const { return p_.rule != VerifyRule::kSampled; }
 
-  // In proportion to the time of the passes over a row that is to be read.
-  int64_t scan_eighths(int64_t row) const {
-    if (p_.filters.temperature[row] == 0.0f) return 8;
-    if (!bounds_first_) return 1;
-    return bounds_mass() || p_.filters.top_p[row] < 1.0f ? 4 : 6;
+  // Of the weights whose sum is estimated, in units of log2; 0: none is.
+  float estimated_scale(int64_t row) const {
+    const float temperature = p_.filters.temperature[row];
+    const bool needed = bounds_mass() || p_.filters.top_p[row] < 1.0f;
+    return bounds_first_ && needed && temperature > 0.0f ? 1.0f / temperature * kLog2E : 0.0f;
   }
 
   bool is_bounded(int64_t row) const { return known_[row - first_] == Known::kBounded; }

@@ -130,17 +130,81 @@ struct Bits<Dtype::kFloat32> {
   static float to_float(uint32_t bits) { return bits_to_float(bits); }
 };
 
+// 128 logits are worked on side by side, to hide the latency of their operations.
+constexpr int kVectors = 8;
+#define TTC_EACH _Pragma("GCC unroll 8") for (int v = 0; v < kVectors; ++v)
+template <Dtype kDtype>
+TTC_TARGET_AVX512 TTC_ALWAYS_INLINE void load_vectors(const char* source, __m512* logits) {
+#pragma GCC unroll 8
+  for (int i = 0; i < kVectors; i += 2) {
+    if constexpr (kDtype == Dtype::kFloat32) {
+      logits[i] = _mm512_loadu_ps(source + 64 * i);
+      logits[i + 1] = _mm512_loadu_ps(source + 64 * i + 64);
+    } else if constexpr (kDtype == Dtype::kFloat16) {
+      logits[i] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 32 * i)));
+      logits[i + 1] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 32 * i + 32)));
+    } else {
+      const __m512i pairs = _mm512_loadu_si512(source + 32 * i);
+      logits[i] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+      logits[i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    }
+  }
+}
+
+// About the sum of 2^y over the logits, y = (l - reference) scale, and up to 1.0615 times as much: with an
+// integer k and f in [0, 1) so that y = k + f, 2^k (1 + f) stands for 2^y, and that is what a float's bits
+// mean. The sum is that of 2^(y - 60), to have room above the reference; what is too small for a float is 0.
+struct Estimate {
+  static constexpr float kRoom = 60.0f;
+
+  __m512 sums[kVectors];
+  __m512 factor, offset;
+  float reference;
+
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE void begin(float top, float scale) {
+    reference = top;
+    factor = _mm512_set1_ps(scale * 0x1p23f);
+    offset = _mm512_set1_ps((127.0f - kRoom - top * scale) * 0x1p23f);
+    TTC_EACH sums[v] = _mm512_setzero_ps();
+  }
+
+  template <Dtype kDtype>
+  TTC_TARGET_AVX512 TTC_ALWAYS_INLINE void add(const char* block) {
+    constexpr int64_t kStep = kVectors * kRowLanes;
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < kRowBlock; i += kStep) {
+      __m512 y[kVectors];
+      load_vectors<kDtype>(block + i * dtype_bytes(kDtype), y);
+      TTC_EACH y[v] = _mm512_max_ps(_mm512_fmadd_ps(y[v], factor, offset), _mm512_setzero_ps());
+      TTC_EACH sums[v] = _mm512_add_ps(sums[v], _mm512_castsi512_ps(_mm512_cvtps_epi32(y[v])));
+    }
+  }
+
+  // Whether y, computed as l scale - reference scale, is right up to 2e-4, and no sum too large.
+  bool holds(float max, float scale) const {
+    const bool fits = scale < 0x1p100f && std::abs(reference * scale) <= 2048.0f;
+    return fits && max * scale >= -900.0f && (max - reference) * scale <= 150.0f;
+  }
+
+  TTC_TARGET_AVX512 double sum() const {
+    double sum = 0;
+    TTC_EACH sum += _mm512_reduce_add_ps(sums[v]);
+    return sum;
+  }
+};
+
 // Floats are compared by their bits, unwidened. As signed integers the largest is the largest float,
 // if any is positive; as unsigned ones it is the least, if any is negative.
-template <Dtype kDtype>
-TTC_TARGET_AVX512 inline RowScan scan_row_of(const RowView& row, float* tops) {
+template <Dtype kDtype, bool kEstimate>
+TTC_TARGET_AVX512 inline RowScan scan_row_of(const RowView& row, float scale, float* tops) {
   using B = Bits<kDtype>;
   constexpr int64_t kBlockBytes = kRowBlock * dtype_bytes(kDtype);
   const __m512i ones = _mm512_set1_epi32(-1);
   const __m512i flip = kDtype == Dtype::kFloat32 ? _mm512_srli_epi32(ones, 1) : _mm512_srli_epi16(ones, 1);
   __m512i most = _mm512_setzero_si512();
   float max = kLowest, least = -0.0f;
-  bool special = false;
+  bool special = false, estimates = false;
+  Estimate estimate;
   const int64_t whole = row.n / kRowBlock;
   for (int64_t b = 0; b < whole; ++b) {
     const char* source = row.data + b * kBlockBytes;
@@ -164,51 +228,50 @@ TTC_TARGET_AVX512 inline RowScan scan_row_of(const RowView& row, float* tops) {
     const float top = B::to_float(bits);
     tops[b] = top;
     max = top > max ? top : max;
+    if constexpr (kEstimate) {
+      // Blocks far below zero, where a product with the scale is rounded too much, count nothing if
+      // later ones do not lie there.
+      if (!estimates && top * scale >= -1024.0f) {
+        estimate.begin(top, scale);
+        estimates = true;
+      }
+      if (estimates) estimate.add<kDtype>(source);
+    }
   }
   const uint32_t lowest = ~B::smallest(_mm512_xor_si512(most, ones)) & (2 * B::kSign - 1);
-  if (special || lowest > B::kInfinity + B::kSign) return scan_row(row, tops);  // there may be NaNs
+  if (special || lowest > B::kInfinity + B::kSign) return scan_row(row, 0.0f, tops);  // there may be NaNs
   if ((lowest & B::kSign) != 0) least = B::to_float(lowest);
   if (whole < row.num_blocks()) {
     RowView tail = row;
     tail.data += whole * kBlockBytes;
     tail.n -= whole * kRowBlock;
-    const RowScan end = scan_row(tail, tops + whole);
+    const RowScan end = scan_row(tail, 0.0f, tops + whole);
     max = end.max > max ? end.max : max;
     least = end.least < least ? end.least : least;
     special = end.special;
   }
-  return {max, special || least == kLowest, least};
+  RowScan scan{max, special || least == kLowest, least};
+  if (kEstimate && estimates && estimate.holds(max, scale)) {
+    scan.estimate = estimate.sum();
+    scan.scale = scale;
+    scan.reference = estimate.reference;
+  }
+  return scan;
 }
 
-TTC_TARGET_AVX512 inline RowScan scan_row_avx512(const RowView& row, float* tops) {
-  if (row.mask != nullptr) return scan_row(row, tops);
+template <bool kEstimate>
+TTC_TARGET_AVX512 inline RowScan scan_row_in(const RowView& row, float scale, float* tops) {
   switch (row.dtype) {
-    case Dtype::kFloat32: return scan_row_of<Dtype::kFloat32>(row, tops);
-    case Dtype::kFloat16: return scan_row_of<Dtype::kFloat16>(row, tops);
-    case Dtype::kBFloat16: return scan_row_of<Dtype::kBFloat16>(row, tops);
+    case Dtype::kFloat32: return scan_row_of<Dtype::kFloat32, kEstimate>(row, scale, tops);
+    case Dtype::kFloat16: return scan_row_of<Dtype::kFloat16, kEstimate>(row, scale, tops);
+    case Dtype::kBFloat16: return scan_row_of<Dtype::kBFloat16, kEstimate>(row, scale, tops);
   }
   return {};
 }
 
-// 128 logits are worked on side by side, to hide the latency of their operations.
-constexpr int kVectors = 8;
-#define TTC_EACH _Pragma("GCC unroll 8") for (int v = 0; v < kVectors; ++v)
-template <Dtype kDtype>
-TTC_TARGET_AVX512 TTC_ALWAYS_INLINE void load_vectors(const char* source, __m512* logits) {
-#pragma GCC unroll 8
-  for (int i = 0; i < kVectors; i += 2) {
-    if constexpr (kDtype == Dtype::kFloat32) {
-      logits[i] = _mm512_loadu_ps(source + 64 * i);
-      logits[i + 1] = _mm512_loadu_ps(source + 64 * i + 64);
-    } else if constexpr (kDtype == Dtype::kFloat16) {
-      logits[i] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 32 * i)));
-      logits[i + 1] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + 32 * i + 32)));
-    } else {
-      const __m512i pairs = _mm512_loadu_si512(source + 32 * i);
-      logits[i] = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-      logits[i + 1] = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-    }
-  }
+TTC_TARGET_AVX512 inline RowScan scan_row_avx512(const RowView& row, float scale, float* tops) {
+  if (row.mask != nullptr) return scan_row(row, scale, tops);
+  return scale > 0.0f ? scan_row_in<true>(row, scale, tops) : scan_row_in<false>(row, scale, tops);
 }
 
 // Adds unsigned numbers of 32 bits to sums of 64.
@@ -284,65 +347,28 @@ TTC_TARGET_AVX512 inline int64_t sum_blocks(const char* row, const int32_t* bloc
   return sum;
 }
 
-// About the sum of the weights of some blocks, up to 1.0615 times as much: where y = k + f with an
-// integer k and f in [0, 1), 2^k (1 + f) stands for 2^y. That is what a float's bits mean.
-template <Dtype kDtype, bool kClamp>
-TTC_TARGET_AVX512 inline float estimate_blocks(const char* row, const int32_t* blocks, int64_t count, float max,
-                                               float scale, Ahead& ahead) {
-  constexpr int64_t kBlockBytes = kRowBlock * dtype_bytes(kDtype);
-  constexpr int64_t kStepBytes = kVectors * kRowLanes * dtype_bytes(kDtype);
-  const __m512 factor = _mm512_set1_ps(scale * 0x1p23f);
-  const __m512 offset = _mm512_set1_ps(127.0f * 0x1p23f - max * scale * 0x1p23f);
-  __m512 sums[kVectors];
-  TTC_EACH sums[v] = _mm512_setzero_ps();
-  for (int64_t at = 0; at < count; ++at) {
-    const char* source = row + blocks[at] * kBlockBytes;
-#pragma GCC unroll 1
-    for (int64_t i = 0; i < kBlockBytes; i += kStepBytes) {
-      ahead.fetch(kStepBytes / 2);
-      __m512 y[kVectors];
-      load_vectors<kDtype>(source + i, y);
-      TTC_EACH y[v] = _mm512_fmadd_ps(y[v], factor, offset);
-      if (kClamp) TTC_EACH y[v] = _mm512_max_ps(y[v], _mm512_setzero_ps());
-      TTC_EACH sums[v] = _mm512_add_ps(sums[v], _mm512_castsi512_ps(_mm512_cvtps_epi32(y[v])));
-    }
-  }
-  __m512 sum = sums[0];
-  for (int v = 1; v < kVectors; ++v) sum = _mm512_add_ps(sum, sums[v]);
-  return _mm512_reduce_add_ps(sum);
-}
-
 #undef TTC_EACH
 
-// The least and the most that a sum of `count` weights can be which is estimated like that. Besides the
-// 1.0615 there are the rounding of the estimate, below 1e-3 of it where estimates_hold, and that of each
-// weight to a multiple of 2^-40.
-inline MassBounds bounds_of_estimate(double estimate, int64_t count) {
-  const double fixed = estimate * kFixedOne;
-  const auto least = static_cast<int64_t>(0.941 * fixed) - count;
-  return {least > 0 ? least : 0, static_cast<int64_t>(1.001 * fixed) + count};
+// The sum of the weights of any block, masked or cut short.
+TTC_TARGET_AVX512 inline int64_t sum_widened_block(const RowView& row, int64_t b, float max, float scale) {
+  float buffer[kRowBlock];
+  const int32_t first = 0;
+  Ahead nothing;
+  const auto* source = reinterpret_cast<const char*>(block_of(row, b * kRowBlock, buffer));
+  return sum_blocks<Dtype::kFloat32, true, true>(source, &first, 1, max, scale, nothing);
 }
 
-// Whether l scale - max scale is (l - max) scale, up to 2e-4.
-inline bool estimates_hold(float max, float scale) { return scale < 0x1p100f && std::abs(max * scale) <= 2048.0f; }
-
-// log2 of weights. A block with one from there on is not estimated: the bounds would lie far apart.
-constexpr float kHeavy = -5.0f;
-
-// kEstimate: only heavy blocks are summed exactly.
-template <Dtype kDtype, bool kEstimate>
-TTC_TARGET_AVX512 inline MassBounds sum_weights_of(const RowView& row, const RowScan& scan, float inv_temperature,
-                                                   const float* tops) {
+template <Dtype kDtype>
+TTC_TARGET_AVX512 inline int64_t sum_weights_of(const RowView& row, const RowScan& scan, float inv_temperature,
+                                                const float* tops) {
   constexpr int64_t kBatch = 256;
   const float scale = inv_temperature * kLog2E;
   const bool clamp = !((scan.least - scan.max) * scale > -120.0f);
   Ahead nothing, &ahead = row.ahead == nullptr ? nothing : *row.ahead;
-  float buffer[kRowBlock];
   int32_t narrow[kBatch + kRowLanes], wide[kBatch + kRowLanes];
   const __m512 max16 = _mm512_set1_ps(scan.max), scale16 = _mm512_set1_ps(scale);
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  int64_t sum = 0, num_estimated = 0;
-  double estimate = 0;
+  int64_t sum = 0;
   const int64_t whole = row.mask == nullptr ? row.n / kRowBlock : 0, blocks = row.num_blocks();
   for (int64_t begin = 0; begin < whole; begin += kBatch) {
     const int64_t end = begin + kBatch < whole ? begin + kBatch : whole;
@@ -350,8 +376,7 @@ TTC_TARGET_AVX512 inline MassBounds sum_weights_of(const RowView& row, const Row
     for (int64_t b = begin; b < end; b += kRowLanes) {
       const __m512 top = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(tops + b), max16), scale16);
       const __mmask16 there = _cvtu32_mask16(end - b < kRowLanes ? (1u << (end - b)) - 1 : 0xffff);
-      const __mmask16 is_wide =
-          _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kEstimate ? kHeavy : kNarrow), _CMP_NLT_UQ);
+      const __mmask16 is_wide = _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kNarrow), _CMP_NLT_UQ);
       const __mmask16 has_weight = _mm512_mask_cmp_ps_mask(there, top, _mm512_set1_ps(kNoWeight), _CMP_NLT_UQ);
       const __mmask16 is_narrow = has_weight & ~is_wide;
       const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(b)), lane);
@@ -360,47 +385,72 @@ TTC_TARGET_AVX512 inline MassBounds sum_weights_of(const RowView& row, const Row
       num_wide += __builtin_popcount(is_wide);
       num_narrow += __builtin_popcount(is_narrow);
     }
-    sum += clamp ? sum_blocks<kDtype, true, true>(row.data, wide, num_wide, scan.max, scale, ahead)
-                 : sum_blocks<kDtype, false, true>(row.data, wide, num_wide, scan.max, scale, ahead);
-    if constexpr (kEstimate) {
-      estimate += clamp ? estimate_blocks<kDtype, true>(row.data, narrow, num_narrow, scan.max, scale, ahead)
-                        : estimate_blocks<kDtype, false>(row.data, narrow, num_narrow, scan.max, scale, ahead);
-      num_estimated += num_narrow * kRowBlock;
-    } else {
-      sum += clamp ? sum_blocks<kDtype, true, false>(row.data, narrow, num_narrow, scan.max, scale, ahead)
-                   : sum_blocks<kDtype, false, false>(row.data, narrow, num_narrow, scan.max, scale, ahead);
-    }
+    sum += clamp ? sum_blocks<kDtype, true, true>(row.data, wide, num_wide, scan.max, scale, ahead) +
+                       sum_blocks<kDtype, true, false>(row.data, narrow, num_narrow, scan.max, scale, ahead)
+                 : sum_blocks<kDtype, false, true>(row.data, wide, num_wide, scan.max, scale, ahead) +
+                       sum_blocks<kDtype, false, false>(row.data, narrow, num_narrow, scan.max, scale, ahead);
   }
-  const int32_t first = 0;
-  for (int64_t b = whole; b < blocks; ++b) {
-    const float* logits = block_of(row, b * kRowBlock, buffer);
-    const auto* source = reinterpret_cast<const char*>(logits);
-    sum += sum_blocks<Dtype::kFloat32, true, true>(source, &first, 1, scan.max, scale, nothing);
-  }
-  const MassBounds rest = bounds_of_estimate(estimate, num_estimated);
-  return {sum + rest.least, sum + rest.most};
-}
-
-template <bool kEstimate>
-TTC_TARGET_AVX512 inline MassBounds sum_weights_in(const RowView& row, const RowScan& scan, float inv_temperature,
-                                                   const float* tops) {
-  switch (row.dtype) {
-    case Dtype::kFloat32: return sum_weights_of<Dtype::kFloat32, kEstimate>(row, scan, inv_temperature, tops);
-    case Dtype::kFloat16: return sum_weights_of<Dtype::kFloat16, kEstimate>(row, scan, inv_temperature, tops);
-    case Dtype::kBFloat16: return sum_weights_of<Dtype::kBFloat16, kEstimate>(row, scan, inv_temperature, tops);
-  }
-  return {};
+  for (int64_t b = whole; b < blocks; ++b) sum += sum_widened_block(row, b, scan.max, scale);
+  return sum;
 }
 
 TTC_TARGET_AVX512 inline int64_t sum_weights_avx512(const RowView& row, const RowScan& scan, float inv_temperature,
                                                     const float* tops) {
-  return sum_weights_in<false>(row, scan, inv_temperature, tops).least;
+  switch (row.dtype) {
+    case Dtype::kFloat32: return sum_weights_of<Dtype::kFloat32>(row, scan, inv_temperature, tops);
+    case Dtype::kFloat16: return sum_weights_of<Dtype::kFloat16>(row, scan, inv_temperature, tops);
+    case Dtype::kBFloat16: return sum_weights_of<Dtype::kBFloat16>(row, scan, inv_temperature, tops);
+  }
+  return 0;
+}
+
+// log2 of weights. A block with one from there on is not estimated, or the bounds would lie far apart.
+constexpr float kHeavy = -5.0f;
+
+template <Dtype kDtype>
+TTC_TARGET_AVX512 inline MassBounds bound_weights_of(const RowView& row, const RowScan& scan, float inv_temperature,
+                                                     const float* tops) {
+  constexpr int64_t kMaxHeavy = 256;
+  const float scale = scan.scale;
+  const int64_t whole = row.n / kRowBlock;
+  Estimate estimate;
+  estimate.begin(scan.reference, scale);
+  int32_t heavy[kMaxHeavy];
+  int64_t count = 0;
+  for (int64_t b = 0; b < whole; ++b) {
+    if ((tops[b] - scan.max) * scale < kHeavy) continue;
+    if (count == kMaxHeavy) {
+      const int64_t sum = sum_weights_of<kDtype>(row, scan, inv_temperature, tops);
+      return {sum, sum};
+    }
+    estimate.add<kDtype>(row.data + b * kRowBlock * dtype_bytes(kDtype));
+    heavy[count++] = static_cast<int32_t>(b);
+  }
+  Ahead nothing;
+  int64_t sum = sum_blocks<kDtype, true, true>(row.data, heavy, count, scan.max, scale, nothing);
+  if (whole < row.num_blocks()) sum += sum_widened_block(row, whole, scan.max, scale);
+  // The rest lies within 1.0615 of its estimate, rounding of y (below 1e-3) and of the estimate's own sum
+  // (an ulp an addition) aside; each weight is then rounded to a multiple of 2^-40.
+  const double unit = std::exp2(double{Estimate::kRoom} + (double{scan.reference} - scan.max) * scale) * kFixedOne;
+  const double slack = scan.estimate * static_cast<double>(row.n) / (kVectors * kRowLanes) * 0x1p-24;
+  const double rest = scan.estimate - estimate.sum();
+  const double least = 0.941 * unit * (rest - slack) - static_cast<double>(row.n);
+  const double most = 1.001 * unit * (rest + slack) + static_cast<double>(row.n);
+  return {sum + static_cast<int64_t>(least > 0 ? least : 0), sum + static_cast<int64_t>(most)};
 }
 
 TTC_TARGET_AVX512 inline MassBounds bound_weights_avx512(const RowView& row, const RowScan& scan, float inv_temperature,
                                                          const float* tops) {
-  return estimates_hold(scan.max, inv_temperature * kLog2E) ? sum_weights_in<true>(row, scan, inv_temperature, tops)
-                                                            : sum_weights_in<false>(row, scan, inv_temperature, tops);
+  if (scan.estimate == 0.0 || scan.scale != inv_temperature * kLog2E) {
+    const int64_t sum = sum_weights_avx512(row, scan, inv_temperature, tops);
+    return {sum, sum};
+  }
+  switch (row.dtype) {
+    case Dtype::kFloat32: return bound_weights_of<Dtype::kFloat32>(row, scan, inv_temperature, tops);
+    case Dtype::kFloat16: return bound_weights_of<Dtype::kFloat16>(row, scan, inv_temperature, tops);
+    case Dtype::kBFloat16: return bound_weights_of<Dtype::kBFloat16>(row, scan, inv_temperature, tops);
+  }
+  return {};
 }
 
 TTC_TARGET_AVX512 inline int64_t compact_block_avx512(const float* logits, int64_t first, float least, float* kept,

@@ -40,13 +40,11 @@ struct Ahead {
   const char* end = nullptr;   // of the row that `at` lies in
   const char* next = nullptr;  // null: there is none, or `at` lies in it
   const char* next_end = nullptr;
-  int64_t scan_eighths = 8;  // of a row, to be asked for while one is scanned; later passes ask for the rest
 
-  void begin(const char* row, const char* following, int64_t bytes, int64_t eighths) {
+  void begin(const char* row, const char* following, int64_t bytes) {
     if (end != row + bytes) at = row, end = row + bytes;
     next = following;
     next_end = following == nullptr ? nullptr : following + bytes;
-    scan_eighths = eighths;
   }
 
   TTC_ALWAYS_INLINE void fetch(int64_t bytes) {
@@ -60,10 +58,10 @@ struct Ahead {
     }
   }
 
-  // While `bytes` from `here` on are scanned.
+  // While `bytes` from `here` on are scanned; where there are more passes, they do the rest.
   TTC_ALWAYS_INLINE void keep_up(const char* here, int64_t bytes) {
     const int64_t distance = at - here;
-    fetch(distance >= 0 && distance < kDistance ? 2 * bytes : bytes * scan_eighths / 8);
+    fetch(distance >= 0 && distance < kDistance ? 2 * bytes : bytes / 4);
   }
 };
 
@@ -114,10 +112,13 @@ struct RowScan {
   float max;
   bool special;  // something is NaN or infinite
   float least;   // no logit is below it; of no use if there is something special
+  // An estimate of the weights' sum in passing, for one scale only. See Estimate; 0: there is none.
+  double estimate = 0;
+  float scale = 0, reference = 0;
 };
 
 // tops[b] = the largest logit of block b, NaNs aside.
-TTC_ALWAYS_INLINE RowScan scan_row(const RowView& row, float* tops) {
+TTC_ALWAYS_INLINE RowScan scan_row(const RowView& row, float /*scale*/, float* tops) {
   float buffer[kRowBlock];
   int32_t largest[kRowPiece] = {};  // bits of |logit|
   float max = kLowest;
