@@ -75,7 +75,8 @@ class Emulated:
         draft_rows, proposals, epsilon, delta, num_accepted, out_tokens, path, logprobs, status,
     ) -> None:  # fmt: skip
         for out in (num_accepted, out_tokens, path, status, logprobs):
-            out.fill_(-7)
+            if out is not None:
+                out.fill_(-7)
         eager = self._calls % 2 == 0 if self.eager is None else self.eager
         drawn = torch.full((len(tokens),), -7, dtype=torch.int32) if rule == "sampled" else None
         given = draft_logits if draft_ids is None else draft_ids

@@ -48,7 +48,8 @@ def kernels() -> emulated.Emulated | emulated.OnGpu:
 
 def assert_same(got: VerifyResult, want: VerifyResult) -> None:
     for field in dataclasses.fields(VerifyResult):
-        assert torch.equal(getattr(got, field.name), getattr(want, field.name)), field.name
+        a, b = getattr(got, field.name), getattr(want, field.name)
+        assert a is None and b is None or torch.equal(a, b), field.name
 
 
 def assert_same_descriptors(kernels, logits: torch.Tensor, cases: list[dict], bitmask=None) -> None:
@@ -195,6 +196,10 @@ def test_results_of_the_cpu(kernels, rule: str) -> None:
             with cuda_ops(kernels):
                 assert_same(run(rule, batch, coins=coins), want)
                 assert_same(run(rule, batch, coins=coins, lazy=True), want)
+            out = VerifyResult.empty(batch.tree, logprobs=False)
+            with cuda_ops(kernels):
+                run(rule, batch, coins=coins, out=out)
+            assert_same(out, dataclasses.replace(want, logprobs=None))
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -43,19 +43,22 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return dataclasses.replace(batch, tree=tree, **tensors)
 
 
-def in_triton(rule: str, batch: Batch, device, **options) -> VerifyResult:
+def in_triton(rule: str, batch: Batch, device, logprobs: bool = True, **options) -> VerifyResult:
     batch = moved(batch, device)
-    out = VerifyResult.empty(batch.tree)
-    for field in dataclasses.fields(VerifyResult):
-        getattr(out, field.name).fill_(7)
+    out = VerifyResult.empty(batch.tree, logprobs=logprobs)
+    given = [getattr(out, f.name) for f in dataclasses.fields(VerifyResult)]
+    for tensor in given:
+        if tensor is not None:
+            tensor.fill_(7)
     with verified_in_triton():
         run(rule, batch, out=out, **options)
-    return VerifyResult(*(getattr(out, f.name).cpu() for f in dataclasses.fields(VerifyResult)))
+    return VerifyResult(*(None if tensor is None else tensor.cpu() for tensor in given))
 
 
 def assert_same(got: VerifyResult, want: VerifyResult) -> None:
     for field in dataclasses.fields(VerifyResult):
-        assert torch.equal(getattr(got, field.name), getattr(want, field.name)), field.name
+        a, b = getattr(got, field.name), getattr(want, field.name)
+        assert a is None and b is None or torch.equal(a, b), field.name
 
 
 def make_likely(batch: Batch, rule: str) -> None:
@@ -75,6 +78,8 @@ def test_equals_the_cpu(triton_device, rule: str) -> None:
         coins = seed == 1
         want = run(rule, batch, coins=coins)
         assert_same(in_triton(rule, batch, triton_device, coins=coins), want)
+    tokens_alone = in_triton(rule, batch, triton_device, logprobs=False)
+    assert_same(tokens_alone, dataclasses.replace(want, logprobs=None))
 
 
 @pytest.mark.parametrize("rule", ["sampled", "traversal"])
