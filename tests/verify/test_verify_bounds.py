@@ -1,7 +1,7 @@
 """Verification without log-probabilities decides what it decides with them.
 
-On a CPU a row is then only bounded, in most cases, and described where the bounds leave a doubt. What
-would show a wrong bound: coins just above and below a draft's probability, and tokens near a cut.
+On a CPU most rows are then only bounded, and described where the bounds leave a doubt. What would
+show a wrong bound: coins just above and below a draft's probability, and tokens near a cut.
 """
 
 from __future__ import annotations
@@ -168,9 +168,7 @@ def test_coins_near_a_probability(filters: dict, dtype: torch.dtype) -> None:
         "one-hot": lambda d, **o: verify_tree(
             logits, d, tokens, tree, DraftDistribution.one_hot(), 3, 0, coins=given, **o
         ),
-        "drawn": lambda d, **o: verify_tree(
-            logits, d, tokens, tree, drawn, 3, 0, coins=given, **o
-        ),
+        "drawn": lambda d, **o: verify_tree(logits, d, tokens, tree, drawn, 3, 0, coins=given, **o),
     }
     # Drafts drawn from nearly everything that there is: q is 1 or a bit less for the first.
     ids = torch.stack([first, second], 1).int()

@@ -49,7 +49,7 @@ def kernels() -> emulated.Emulated | emulated.OnGpu:
 def assert_same(got: VerifyResult, want: VerifyResult) -> None:
     for field in dataclasses.fields(VerifyResult):
         a, b = getattr(got, field.name), getattr(want, field.name)
-        assert a is None and b is None or torch.equal(a, b), field.name
+        assert (a is None and b is None) or torch.equal(a, b), field.name
 
 
 def assert_same_descriptors(kernels, logits: torch.Tensor, cases: list[dict], bitmask=None) -> None:

@@ -58,7 +58,7 @@ def in_triton(rule: str, batch: Batch, device, logprobs: bool = True, **options)
 def assert_same(got: VerifyResult, want: VerifyResult) -> None:
     for field in dataclasses.fields(VerifyResult):
         a, b = getattr(got, field.name), getattr(want, field.name)
-        assert a is None and b is None or torch.equal(a, b), field.name
+        assert (a is None and b is None) or torch.equal(a, b), field.name
 
 
 def make_likely(batch: Batch, rule: str) -> None:

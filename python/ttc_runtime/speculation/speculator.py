@@ -125,6 +125,7 @@ class Speculator:
         result = verify_sampled(
             verified.logits, filters, verified.tokens.to(device), tree, seeds, positions
         )
+        assert result.logprobs is not None
         tokens, logprobs = result.tokens.tolist(), result.logprobs.tolist()
         accepted, status = result.num_accepted.tolist(), result.status.tolist()
         taken = []

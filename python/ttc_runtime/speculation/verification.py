@@ -157,11 +157,8 @@ class Pass:
             if moving[b]:
                 slots[self.cu_nodes[b] : self.cu_nodes[b + 1]] = torch.from_numpy(rows[0].slots)
                 limits[b] = taken[b] - 1
-        host = VerifyResult(
-            limits,
-            *(x.cpu() for x in (result.tokens, result.path)),
-            *(x.cpu() for x in (result.logprobs, result.status)),
-        )
+        tokens, path, status = (x.cpu() for x in (result.tokens, result.path, result.status))
+        host = VerifyResult(limits, tokens, path, None, status)
         src, dst = commit_plan(host, self.tree, slots)
         used = src >= 0
         if used.any():
