@@ -17,7 +17,7 @@ import numpy as np
 
 from .generate import CONTENDERS
 from .peers import OWN
-from .verify import CALL, READ
+from .verify import CALL, LOGPROBS, READ
 
 _ROOT = Path(__file__).parent.parent
 _RESULTS = _ROOT / "bench" / "results"
@@ -158,8 +158,17 @@ def host_cost(document: dict[str, Any]) -> str:
 
 def verify(document: dict[str, Any]) -> str:
     """Verification of drafts as multiples of one read of the rows that it needs."""
-    rows, first = [], document["results"][0]
-    names = list(first["needed"])
+    machine = document["machine"]
+    where = f"{machine['cpu']}, {document['threads']} threads, torch {machine['versions']['torch']}"
+    title = f"{document['results'][0]['dtype']}, {where}"
+    alone = f"{title}\n\n{_verify_table(document, '')}"
+    return f"{alone}\n\n{title}{LOGPROBS}\n\n{_verify_table(document, LOGPROBS)}"
+
+
+def _verify_table(document: dict[str, Any], suffix: str) -> str:
+    rows = []
+    ours = [name for name in document["results"][0]["needed"] if name.startswith("verify_")]
+    names = [name for name in ours if name.endswith(LOGPROBS) == (suffix == LOGPROBS)]
     for result in document["results"]:
         median = {name: timing["median"] for name, timing in result["timings"].items()}
         read = median[READ] / result["read"]  # of one row
@@ -170,13 +179,12 @@ def verify(document: dict[str, Any]) -> str:
             ratios = median[name] / floor, median[name] / (floor + median[CALL])
             cells.append(f"{1e3 * median[name]:.2f} ({ratios[0]:.2f}; {ratios[1]:.2f})")
         sampled = {n.removeprefix("torch, "): t for n, t in median.items() if n.startswith("torch")}
-        faster = [t / median[f"verify_sampled, {n}"] for n, t in sampled.items()]
+        faster = [t / median[f"verify_sampled, {n}{suffix}"] for n, t in sampled.items()]
         cells.append(", ".join(f"{ratio:.0f}×" for ratio in faster))
         rows.append(cells)
-    head = ["vocabulary", "rows", "read of a row µs", "call µs", *names, "torch ÷ sampled"]
-    machine = document["machine"]
-    where = f"{machine['cpu']}, {document['threads']} threads, torch {machine['versions']['torch']}"
-    return f"{first['dtype']}, {where}\n\n" + _markdown(head, rows)
+    rules = [name.removesuffix(suffix) for name in names]
+    head = ["vocabulary", "rows", "read of a row µs", "call µs", *rules, "torch ÷ sampled"]
+    return _markdown(head, rows)
 
 
 def step_score(document: dict[str, Any]) -> str:

@@ -481,10 +481,11 @@ def test_opcheck() -> None:
     batch = random_batch(1, requests=2)
     tree, out = batch.tree, VerifyResult.empty(batch.tree)
     desc = row_descriptor(batch.logits, 1.0)
-    opcheck(
-        torch.ops.ttc_kernels.verify.default,
-        ("verify_sampled", "sampled", batch.logits, desc, None, None, None, None, None,
-         batch.tokens, tree.parent, tree.cu_nodes, batch.seeds, batch.positions, None, None, None,
-         None, None, None, None, 0.0, 0.0, out.num_accepted, out.tokens, out.path, out.logprobs,
-         out.status),
-    )  # fmt: skip
+    for logprobs in (out.logprobs, None):
+        opcheck(
+            torch.ops.ttc_kernels.verify.default,
+            ("verify_sampled", "sampled", batch.logits, desc, None, None, None, None, None,
+             batch.tokens, tree.parent, tree.cu_nodes, batch.seeds, batch.positions, None, None,
+             None, None, None, None, None, 0.0, 0.0, out.num_accepted, out.tokens, out.path,
+             logprobs, out.status),
+        )  # fmt: skip
