@@ -55,7 +55,8 @@ void verify_op(std::string op, std::string rule, const Tensor& logits, Tensor de
                const std::optional<Tensor>& draft_logits, const std::optional<Tensor>& draft_desc,
                const std::optional<Tensor>& draft_ids, const std::optional<Tensor>& draft_logprobs,
                const std::optional<Tensor>& draft_rows, const std::optional<Tensor>& proposals, double epsilon,
-               double delta, Tensor num_accepted, Tensor out_tokens, Tensor path, std::optional<Tensor> logprobs, Tensor status) {
+               double delta, Tensor num_accepted, Tensor out_tokens, Tensor path, std::optional<Tensor> logprobs,
+               Tensor status) {
   const CudaLaunch launch(op.c_str(), logits, kWithoutCudaKernels);
   with_verify_params(op, rule, logits, desc, temperature, top_k, top_p, min_p, bitmask, tokens, parent, cu_nodes, seeds,
                      positions, coins, draft_logits, draft_desc, draft_ids, draft_logprobs, draft_rows, proposals,

@@ -429,10 +429,11 @@ TTC_TARGET_AVX512 inline MassBounds bound_weights_of(const RowView& row, const R
   Ahead nothing;
   int64_t sum = sum_blocks<kDtype, true, true>(row.data, heavy, count, scan.max, scale, nothing);
   if (whole < row.num_blocks()) sum += sum_widened_block(row, whole, scan.max, scale);
-  // The rest lies within 1.0615 of its estimate, rounding of y (below 1e-3) and of the estimate's own sum
-  // (an ulp an addition) aside; each weight is then rounded to a multiple of 2^-40.
+  // The rest lies within 1.0615 of its estimate, rounding of y (below 1e-3) and of the two estimates' own
+  // sums (an ulp an addition) aside; each weight is then rounded to a multiple of 2^-40.
   const double unit = std::exp2(double{Estimate::kRoom} + (double{scan.reference} - scan.max) * scale) * kFixedOne;
-  const double slack = scan.estimate * static_cast<double>(row.n) / (kVectors * kRowLanes) * 0x1p-24;
+  const double additions = static_cast<double>(row.n) / (kVectors * kRowLanes) + 4;
+  const double slack = 2 * scan.estimate * additions * 0x1p-24;
   const double rest = scan.estimate - estimate.sum();
   const double least = 0.941 * unit * (rest - slack) - static_cast<double>(row.n);
   const double most = 1.001 * unit * (rest + slack) + static_cast<double>(row.n);
