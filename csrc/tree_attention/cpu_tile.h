@@ -353,19 +353,20 @@ class Tile {
 
   // Of the i-th query's partial; -1: there is none.
   int64_t slot_of(int i) const {
-    const int queries = a_.sibling_queries();
-    const int32_t base = a_.num_siblings == 1 ? a_.item->partial_base : a_.siblings[i / queries].partial_base;
-    return base < 0 ? -1 : int64_t(base) + i % queries;
+    const int queries = a_.sibling_queries(), sibling = i / queries;
+    const int64_t base = (a_.num_siblings == 1 ? a_.item : a_.siblings + sibling)->partial_base;
+    return base < 0 ? -1 : base + (i - sibling * queries);
   }
 
   // The selected head's states.
   void write(const RowStates& states) {
-    for (int i = 0; i < a_.item->q_count; ++i)
+    for (int i = 0; i < a_.item->q_count; ++i) {
+      const int64_t slot = slot_of(i);
       for (int g = 0; g < group_; ++g) {
         const int64_t r = int64_t(head_) * padded_rows_ + i * group_ + g;
         const float* o = states.o + r * dim_;
         const int64_t head = (a_.kv_head + int64_t(head_)) * group_ + g;
-        if (const int64_t slot = slot_of(i); slot >= 0) {
+        if (slot >= 0) {
           const RowStates to = partial(slot, head);
           if (a_.stream_partials)
             for (int d = 0; d < dim_; d += W) S::stream(to.o + d, S::load(o + d));
@@ -377,6 +378,7 @@ class Tile {
           finish(a_.plan->q_token[a_.item->q_begin + i], head, states, r);
         }
       }
+    }
   }
 
   // out = O / l and lse = ln(sum exp) of row r; the empty state is (0, -inf).
