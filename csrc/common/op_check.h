@@ -32,24 +32,35 @@ void require(bool ok, const Parts&... parts) {
   throw std::invalid_argument(message.str());
 }
 
-// "cpu" or "cuda:0"
-inline std::string device_name(const Tensor& tensor) {
-  if (tensor.is_cpu()) return "cpu";
-  return (tensor.is_cuda() ? "cuda:" : "device ") + std::to_string(tensor.get_device_index());
-}
+// What messages say of a tensor; put into words where one is written, not at every check.
+struct DeviceName {
+  const Tensor* tensor;  // null: the CPU's
+
+  // "cpu" or "cuda:0"
+  friend std::ostream& operator<<(std::ostream& out, const DeviceName& name) {
+    if (name.tensor == nullptr || name.tensor->is_cpu()) return out << "cpu";
+    return out << (name.tensor->is_cuda() ? "cuda:" : "device ") << name.tensor->get_device_index();
+  }
+};
+
+inline DeviceName device_name(const Tensor& tensor) { return {&tensor}; }
+
+struct Description {
+  const Tensor& tensor;
+
+  // "[3, 4] int32 on cpu"
+  friend std::ostream& operator<<(std::ostream& out, const Description& description) {
+    const Tensor& tensor = description.tensor;
+    out << "[";
+    for (int64_t i = 0; i < tensor.dim(); ++i) out << (i > 0 ? ", " : "") << tensor.size(i);
+    return out << "] " << torch::headeronly::toString(tensor.scalar_type()) << " on " << device_name(tensor);
+  }
+};
+
+inline Description describe(const Tensor& tensor) { return {tensor}; }
 
 inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cpu() ? b.is_cpu() : a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
-}
-
-// "[3, 4] int32 on cpu"
-inline std::string describe(const Tensor& tensor) {
-  std::ostringstream out;
-  out << "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) out << (i > 0 ? ", " : "") << tensor.size(i);
-  out << "] " << torch::headeronly::toString(tensor.scalar_type());
-  out << " on " << device_name(tensor);
-  return out.str();
 }
 
 inline constexpr int64_t kAnySize = -1;
@@ -60,15 +71,19 @@ inline void require_tensor(const char* op, const char* name, const Tensor& tenso
                            std::initializer_list<int64_t> shape, const Tensor* like = nullptr) {
   bool ok = (like ? same_device(tensor, *like) : tensor.is_cpu()) && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
             tensor.dim() == static_cast<int64_t>(shape.size());
-  std::string expected;
   int64_t dim = 0;
   for (const int64_t size : shape) {
     ok = ok && (size == kAnySize || tensor.size(dim) == size);
-    expected += dim++ > 0 ? ", " : "";
+    ++dim;
+  }
+  if (ok) return;
+  std::string expected;
+  for (const int64_t size : shape) {
+    expected += expected.empty() ? "" : ", ";
     expected += size == kAnySize ? "any" : std::to_string(size);
   }
-  require(ok, op, ": ", name, " must be a contiguous [", expected, "] ",
-          torch::headeronly::toString(dtype), " tensor on ", like ? device_name(*like) : "cpu", ", got ", describe(tensor));
+  require(false, op, ": ", name, " must be a contiguous [", expected, "] ", torch::headeronly::toString(dtype),
+          " tensor on ", DeviceName{like}, ", got ", describe(tensor));
 }
 
 inline Dtype float_dtype(const char* op, const char* name, const Tensor& tensor) {
