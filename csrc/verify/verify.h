@@ -127,7 +127,7 @@ constexpr int64_t kMaxDraftNodes = 256;  // of one request
 // A request without nodes is padding: its outputs are -1.
 struct VerifyParams {
   LogitRows logits;    // a row for every node
-  float* descriptors;  // [num_nodes, kDescriptorColumns]; written where filters are given
+  float* descriptors;  // [num_nodes, kDescriptorColumns]; with filters those that had to be made
   RowFilters filters;  // describe a row when the walk comes to it; temperature null: all are there
   const int32_t* tokens;    // [num_nodes]; outside the vocabulary: padding, never accepted
   const int32_t* parent;    // [num_nodes], within the request; null: chains
