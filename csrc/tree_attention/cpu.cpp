@@ -147,6 +147,14 @@ std::vector<Unit> make_units(const PlanView& plan, int64_t num_threads, int max_
   const PlanHeader& h = *plan.header;
   const int64_t group = h.num_q_heads / h.num_kv_heads;
   const int64_t most = std::max<int64_t>(1, int64_t(h.num_items) * h.num_kv_heads / (4 * num_threads));
+  // A unit that is a large part of all work would be waited for in the end. Of a KV head: reading a key takes
+  // about as long as its products with some rows.
+  const auto work_of = [](const WorkItem& item, int64_t rows) {
+    return (item.k_end - item.k_begin) * (kFewRows + rows);
+  };
+  int64_t total_work = 0;
+  for (int32_t i = 0; i < h.num_items; ++i)
+    total_work += h.num_kv_heads * work_of(plan.items[i], plan.items[i].q_count * group);
   std::vector<Unit> units;
   for (int32_t i = 0; i < h.num_items;) {
     WorkItem item = plan.items[i];
@@ -172,7 +180,8 @@ std::vector<Unit> make_units(const PlanView& plan, int64_t num_threads, int max_
     }
     const int64_t unit_rows = item.q_count * group + (siblings.count > 1 ? computed_rows(rows) - rows : 0);
     const int64_t fit = std::min<int64_t>(kMaxTileHeads, kMaxTileRows / unit_rows);
-    const auto heads = int32_t(std::clamp<int64_t>(std::min(fit, most), 1, h.num_kv_heads));
+    const int64_t fair = total_work / (4 * num_threads) / work_of(item, unit_rows);
+    const auto heads = int32_t(std::clamp<int64_t>(std::min({fit, most, fair}), 1, h.num_kv_heads));
     for (int32_t k = 0; k < h.num_kv_heads; k += heads)
       units.push_back(
           {item, k, std::min(heads, h.num_kv_heads - k), plan.items + first, siblings.count, siblings.shared});
