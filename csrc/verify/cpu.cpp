@@ -29,6 +29,11 @@ Cut narrowed_by_min_p(const Cut& cut, float max, const RowFilters& p, int64_t r)
 
 }  // namespace
 
+bool bound_needs_sum(const RowFilters& p, int64_t r, int64_t n, bool with_mass) {
+  const bool by_mass = p.top_p[r] < 1.0f && !keeps_k(p, r, n);
+  return by_mass || (with_mass && !is_filtered(p, r, n));
+}
+
 void Row::open(const LogitRows& logits, int64_t r, const char* next, float scale) {
   const RowView wanted = row_view(logits, r);
   if (wanted.data == view_.data && wanted.mask == view_.mask) return;
@@ -214,10 +219,9 @@ bool Row::bound(const RowFilters& p, int64_t r, bool with_mass, DistBounds& boun
   const int64_t top = argmax();
   if (top < 0 || p.temperature[r] == 0.0f) return false;
   const float inv = 1.0f / p.temperature[r];
-  // Of k tokens, and of those above a logit, the sum is that of a few candidates.
   const bool by_mass = p.top_p[r] < 1.0f && !keeps_k(p, r, view_.n), filtered = is_filtered(p, r, view_.n);
-  MassBounds mass = {1, 1};
-  if (by_mass || (with_mass && !filtered)) mass = row_kernels().bound_weights(view_, scan_, inv, tops_.data());
+  MassBounds mass = {1, 1};  // whatever it is, where nobody looks at it
+  if (bound_needs_sum(p, r, view_.n, with_mass)) mass = row_kernels().bound_weights(view_, scan_, inv, tops_.data());
   Cut strict, generous;
   bool ends = true;
   if (by_mass) {

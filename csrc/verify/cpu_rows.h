@@ -44,6 +44,10 @@ struct DistBounds {
   RowDist strict, generous;
 };
 
+// Whether bounding row r looks at the sum of its weights: of k tokens, and of those above a logit, that is
+// the sum of a few candidates. n: tokens. with_mass: as for Row::bound.
+bool bound_needs_sum(const RowFilters& filters, int64_t r, int64_t n, bool with_mass);
+
 // A thread's view of one row after the other: the largest logit of each block, found when the row is
 // opened, and the candidates of a cut.
 class Row {

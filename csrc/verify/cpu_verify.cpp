@@ -141,8 +141,8 @@ class CpuRows {
   // Of the weights whose sum is estimated, in units of log2; 0: none is.
   float estimated_scale(int64_t row) const {
     const float temperature = p_.filters.temperature[row];
-    const bool needed = bounds_mass() || p_.filters.top_p[row] < 1.0f;
-    return bounds_first_ && needed && temperature > 0.0f ? 1.0f / temperature * kLog2E : 0.0f;
+    if (!bounds_first_ || temperature == 0.0f) return 0.0f;
+    return bound_needs_sum(p_.filters, row, p_.logits.vocab_size, bounds_mass()) ? 1.0f / temperature * kLog2E : 0.0f;
   }
 
   bool is_bounded(int64_t row) const { return known_[row - first_] == Known::kBounded; }
