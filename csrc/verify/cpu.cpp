@@ -41,7 +41,7 @@ void Row::open(const LogitRows& logits, int64_t r, const char* next, float scale
   view_.ahead = &ahead_;
   ahead_.begin(view_.data, next, view_.n * dtype_bytes(view_.dtype));
   const int64_t blocks = view_.num_blocks();
-  tops_.resize((blocks + kRowPiece - 1) / kRowPiece * kRowPiece);
+  tops_.resize(whole_pieces(blocks));
   scan_ = row_kernels().scan_row(view_, scale, tops_.data());
   std::fill(tops_.begin() + blocks, tops_.end(), kLowest);
 }
@@ -77,20 +77,27 @@ void Row::collect(float least, float inv_temperature) {
   least_ = least;
   logits_.clear();
   indices_.clear();
-  float buffer[kRowBlock];
-  for (int64_t b = 0; b < view_.num_blocks(); ++b) {
-    if (tops_[b] < least) continue;
-    const float* logits = block_of(view_, b * kRowBlock, buffer);
-    const size_t begin = logits_.size();
-    logits_.resize(begin + kRowBlock);
-    indices_.resize(begin + kRowBlock);
-    const int64_t count = row_kernels().compact_block(logits, b * kRowBlock, least, &logits_[begin], &indices_[begin]);
-    logits_.resize(begin + count);
-    indices_.resize(begin + count);
+  const RowKernels& kernels = row_kernels();
+  float buffer[kRowBlock], tops[kRaceBlocks];
+  int32_t blocks[kRaceBlocks];
+  const auto num_tops = static_cast<int64_t>(tops_.size());
+  for (int64_t first = 0; first < num_tops; first += kRaceBlocks) {
+    const int64_t n = std::min(kRaceBlocks, num_tops - first);
+    const int64_t num_blocks = kernels.compact(&tops_[first], n, first, least, tops, blocks);
+    for (int64_t i = 0; i < num_blocks; ++i) {
+      const int64_t token = blocks[i] * kRowBlock;
+      const float* logits = block_of(view_, token, buffer);
+      const size_t begin = logits_.size();
+      logits_.resize(begin + kRowBlock);
+      indices_.resize(begin + kRowBlock);
+      const int64_t count = kernels.compact(logits, kRowBlock, token, least, &logits_[begin], &indices_[begin]);
+      logits_.resize(begin + count);
+      indices_.resize(begin + count);
+    }
   }
   weights_.resize(logits_.size());
-  row_kernels().fixed_weights(logits_.data(), static_cast<int64_t>(logits_.size()), scan_.max, inv_temperature,
-                              weights_.data());
+  kernels.fixed_weights(logits_.data(), static_cast<int64_t>(logits_.size()), scan_.max, inv_temperature,
+                        weights_.data());
 }
 
 // The shortest prefix of the candidates, in order of falling logit, ties to the lower index, with so

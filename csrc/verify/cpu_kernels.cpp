@@ -14,7 +14,7 @@ namespace ttc {
 
 namespace {
 
-#define TTC_ROW_KERNELS(SUFFIX, TARGET, LANES, SCAN_ROW, SUM_WEIGHTS, BOUND_WEIGHTS, COMPACT_BLOCK)                   \
+#define TTC_ROW_KERNELS(SUFFIX, TARGET, LANES, SCAN_ROW, SUM_WEIGHTS, BOUND_WEIGHTS)                   \
   TARGET RowScan scan_row_##SUFFIX(const RowView& row, float scale, float* tops) {                                    \
     return SCAN_ROW(row, scale, tops);                                                                                \
   }                                                                                                                   \
@@ -25,9 +25,9 @@ namespace {
   TARGET MassBounds bound_weights_##SUFFIX(const RowView& row, const RowScan& scan, float inv, const float* tops) {   \
     return BOUND_WEIGHTS(row, scan, inv, tops);                                                                       \
   }                                                                                                                   \
-  TARGET int64_t compact_block_##SUFFIX(const float* logits, int64_t first, float least, float* kept,                 \
-                                        int32_t* indices) {                                                           \
-    return COMPACT_BLOCK(logits, first, least, kept, indices);                                                        \
+  TARGET int64_t compact_##SUFFIX(const float* numbers, int64_t n, int64_t first, float least, float* kept,           \
+                                  int32_t* indices) {                                                                 \
+    return LANES::compact(numbers, n, first, least, kept, indices);                                                   \
   }                                                                                                                   \
   TARGET void fixed_weights_##SUFFIX(const float* logits, int64_t n, float max, float inv, int64_t* weights) {        \
     fixed_weights(logits, n, max, inv, weights);                                                                      \
@@ -45,15 +45,14 @@ namespace {
   }                                                                                                                   \
   TARGET int64_t entropy_mass_##SUFFIX(const RowDist& d, const RowView& row) { return entropy_mass(d, row); }         \
   constexpr RowKernels k##SUFFIX##Kernels = {scan_row_##SUFFIX,      count_specials_##SUFFIX, sum_weights_##SUFFIX,   \
-                                             bound_weights_##SUFFIX, compact_block_##SUFFIX,  fixed_weights_##SUFFIX, \
+                                             bound_weights_##SUFFIX, compact_##SUFFIX,  fixed_weights_##SUFFIX, \
                                              race_row_##SUFFIX,      top_scores_##SUFFIX,     noisy_scores_##SUFFIX,  \
                                              residual_mass_##SUFFIX, entropy_mass_##SUFFIX};
 
-TTC_ROW_KERNELS(Portable, , PlainLanes, scan_row, sum_weights, bound_weights, compact_block)
+TTC_ROW_KERNELS(Portable, , PlainLanes, scan_row, sum_weights, bound_weights)
 #if TTC_X86
-TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, PlainLanes, scan_row, sum_weights, bound_weights, compact_block)
-TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, Avx512Lanes, scan_row_avx512, sum_weights_avx512, bound_weights_avx512,
-                compact_block_avx512)
+TTC_ROW_KERNELS(Avx2, TTC_TARGET_AVX2, PlainLanes, scan_row, sum_weights, bound_weights)
+TTC_ROW_KERNELS(Avx512, TTC_TARGET_AVX512, Avx512Lanes, scan_row_avx512, sum_weights_avx512, bound_weights_avx512)
 #endif
 
 }  // namespace

@@ -14,7 +14,7 @@ struct RowKernels {
   Specials (*count_specials)(const RowView&);
   int64_t (*sum_weights)(const RowView&, const RowScan&, float, const float*);
   MassBounds (*bound_weights)(const RowView&, const RowScan&, float, const float*);
-  int64_t (*compact_block)(const float*, int64_t, float, float*, int32_t*);
+  int64_t (*compact)(const float*, int64_t, int64_t, float, float*, int32_t*);
   void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
   Winner (*race_row)(const Race&);
   int64_t (*top_scores)(const Race&, int64_t, Winner*);

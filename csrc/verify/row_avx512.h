@@ -56,6 +56,23 @@ struct Avx512Lanes {
     }
   }
 
+  TTC_TARGET_AVX512 static int64_t compact(const float* numbers, int64_t n, int64_t first, float least, float* kept,
+                                           int32_t* indices) {
+    const __m512 bound = _mm512_set1_ps(least);
+    __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    index = _mm512_add_epi32(index, _mm512_set1_epi32(static_cast<int>(first)));
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += kRowLanes) {
+      const __m512 x = _mm512_loadu_ps(numbers + i);
+      const __mmask16 is_kept = _mm512_cmp_ps_mask(x, bound, _CMP_GE_OQ);
+      _mm512_storeu_ps(kept + count, _mm512_maskz_compress_ps(is_kept, x));
+      _mm512_storeu_si512(indices + count, _mm512_maskz_compress_epi32(is_kept, index));
+      count += __builtin_popcount(is_kept);
+      index = _mm512_add_epi32(index, _mm512_set1_epi32(kRowLanes));
+    }
+    return count;
+  }
+
   TTC_TARGET_AVX512 static int64_t index_of_largest(const float* numbers, int64_t n) {
     __m512 lanes[4];
     for (int64_t v = 0; v < 4; ++v) lanes[v] = _mm512_loadu_ps(numbers + kRowLanes * v);
@@ -413,19 +430,21 @@ TTC_TARGET_AVX512 inline MassBounds bound_weights_of(const RowView& row, const R
   constexpr int64_t kMaxHeavy = 256;
   const float scale = scan.scale;
   const int64_t whole = row.n / kRowBlock;
-  Estimate estimate;
-  estimate.begin(scan.reference, scale);
-  int32_t heavy[kMaxHeavy];
+  float heavy_tops[kMaxHeavy + kRaceBlocks];
+  int32_t heavy[kMaxHeavy + kRaceBlocks];
   int64_t count = 0;
-  for (int64_t b = 0; b < whole; ++b) {
-    if ((tops[b] - scan.max) * scale < kHeavy) continue;
-    if (count == kMaxHeavy) {
+  for (int64_t b = 0; b < whole; b += kRaceBlocks) {
+    const int64_t n = whole_pieces(whole - b) < kRaceBlocks ? whole_pieces(whole - b) : kRaceBlocks;
+    count += Avx512Lanes::compact(tops + b, n, b, scan.max + kHeavy / scale, heavy_tops + count, heavy + count);
+    if (count > kMaxHeavy) {
       const int64_t sum = sum_weights_of<kDtype>(row, scan, inv_temperature, tops);
       return {sum, sum};
     }
-    estimate.add<kDtype>(row.data + b * kRowBlock * dtype_bytes(kDtype));
-    heavy[count++] = static_cast<int32_t>(b);
   }
+  while (count > 0 && heavy[count - 1] >= whole) --count;  // the row's end is added in any case
+  Estimate estimate;
+  estimate.begin(scan.reference, scale);
+  for (int64_t i = 0; i < count; ++i) estimate.add<kDtype>(row.data + heavy[i] * kRowBlock * dtype_bytes(kDtype));
   Ahead nothing;
   int64_t sum = sum_blocks<kDtype, true, true>(row.data, heavy, count, scan.max, scale, nothing);
   if (whole < row.num_blocks()) sum += sum_widened_block(row, whole, scan.max, scale);
@@ -452,23 +471,6 @@ TTC_TARGET_AVX512 inline MassBounds bound_weights_avx512(const RowView& row, con
     case Dtype::kBFloat16: return bound_weights_of<Dtype::kBFloat16>(row, scan, inv_temperature, tops);
   }
   return {};
-}
-
-TTC_TARGET_AVX512 inline int64_t compact_block_avx512(const float* logits, int64_t first, float least, float* kept,
-                                                      int32_t* indices) {
-  const __m512 bound = _mm512_set1_ps(least);
-  __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  index = _mm512_add_epi32(index, _mm512_set1_epi32(static_cast<int>(first)));
-  int64_t count = 0;
-  for (int64_t i = 0; i < kRowBlock; i += kRowLanes) {
-    const __m512 l = _mm512_loadu_ps(logits + i);
-    const __mmask16 is_kept = _mm512_cmp_ps_mask(l, bound, _CMP_GE_OQ);
-    _mm512_storeu_ps(kept + count, _mm512_maskz_compress_ps(is_kept, l));
-    _mm512_storeu_si512(indices + count, _mm512_maskz_compress_epi32(is_kept, index));
-    count += __builtin_popcount(is_kept);
-    index = _mm512_add_epi32(index, _mm512_set1_epi32(kRowLanes));
-  }
-  return count;
 }
 
 }  // namespace ttc

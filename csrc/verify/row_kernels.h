@@ -24,6 +24,8 @@ namespace ttc {
 constexpr int64_t kRowLanes = 16;
 constexpr int64_t kRowPiece = 64;
 constexpr int64_t kRowBlock = kNoiseBlock;
+
+constexpr int64_t whole_pieces(int64_t n) { return (n + kRowPiece - 1) / kRowPiece * kRowPiece; }
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // What was asked for from memory: the row at hand up to `at`, then the next one. Reading a row takes about
@@ -228,19 +230,6 @@ TTC_ALWAYS_INLINE MassBounds bound_weights(const RowView& row, const RowScan& sc
   return {sum, sum};
 }
 
-// Writes those of 256 logits that are `least` or more one after the other, with their indices, the first
-// being `first`; returns how many there are. Room for 256 is needed whatever they are.
-TTC_ALWAYS_INLINE int64_t compact_block(const float* logits, int64_t first, float least, float* kept,
-                                        int32_t* indices) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < kRowBlock; ++i) {
-    kept[count] = logits[i];
-    indices[count] = static_cast<int32_t>(first + i);
-    count += logits[i] >= least;
-  }
-  return count;
-}
-
 // weights[i] = fixed_weight(logits[i])
 TTC_ALWAYS_INLINE void fixed_weights(const float* logits, int64_t n, float max, float inv_temperature,
                                      int64_t* weights) {
@@ -303,6 +292,19 @@ struct PlainLanes {
     }
   }
 
+  // Writes those of n numbers, a multiple of 16, that are `least` or more one after the other, with their
+  // indices, the first being `first`; returns how many there are. Room for n is needed whatever they are.
+  TTC_ALWAYS_INLINE static int64_t compact(const float* numbers, int64_t n, int64_t first, float least, float* kept,
+                                           int32_t* indices) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      kept[count] = numbers[i];
+      indices[count] = static_cast<int32_t>(first + i);
+      count += numbers[i] >= least;
+    }
+    return count;
+  }
+
   // The first of the largest of n numbers, a multiple of 64.
   TTC_ALWAYS_INLINE static int64_t index_of_largest(const float* numbers, int64_t n) {
     float lanes[kRowLanes];
@@ -336,13 +338,13 @@ struct NoiseBlocks {
   int32_t place[kRaceBlocks];
 };
 
-// `count` is a multiple of 64. Each logarithm is one long chain of operations: in loops of their own, many
-// are under way at a time.
+// Of `count` blocks, a multiple of 64. Each logarithm is one long chain of operations: in loops of their own,
+// many are under way at a time.
 template <class Lanes>
-TTC_ALWAYS_INLINE void draw_noise_blocks(const Race& a, int64_t block, int64_t count, NoiseBlocks& noise) {
+TTC_ALWAYS_INLINE void draw_noise_blocks(const Race& a, const int32_t* blocks, int64_t count, NoiseBlocks& noise) {
   uint32_t counters[kRowPiece], words[4 * kRowPiece];
   for (int64_t i = 0; i < count; i += kRowPiece) {
-    for (int64_t j = 0; j < kRowPiece; ++j) counters[j] = kNoiseBlockCounter + static_cast<uint32_t>(block + i + j);
+    for (int64_t j = 0; j < kRowPiece; ++j) counters[j] = kNoiseBlockCounter + static_cast<uint32_t>(blocks[i + j]);
     Lanes::template philox<kRowPiece>(a.stream, counters, words);
     a.row.fetch_ahead(4 * kRowBlock * dtype_bytes(a.row.dtype));
     for (int64_t j = 0; j < kRowPiece; ++j) {
@@ -400,6 +402,7 @@ template <class Lanes, bool kNoise, bool kResidual, typename Least, typename Bod
 TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body& body) {
   const RowDist& d = a.target;
   float buffer[kRowBlock], draft_buffer[kRowBlock], reach[kRaceBlocks];
+  int32_t blocks[kRaceBlocks];  // those with a token that is kept
   NoiseBlocks noise;
   Candidates candidates;
   const auto score = [&]() __attribute__((always_inline)) {
@@ -431,23 +434,24 @@ TTC_ALWAYS_INLINE void for_scores(const Race& a, const Least& least, const Body&
     }
   };
   for (int64_t begin = 0; begin < a.row.num_blocks(); begin += kRaceBlocks) {
-    const int64_t left = (a.row.num_blocks() - begin + kRowPiece - 1) / kRowPiece * kRowPiece;
-    const int64_t count = left < kRaceBlocks ? left : kRaceBlocks;
-    if constexpr (kNoise) draw_noise_blocks<Lanes>(a, begin, count, noise);
+    const int64_t end = std::min(begin + kRaceBlocks, a.row.num_blocks());
+    const int64_t kept = Lanes::compact(a.tops + begin, whole_pieces(end - begin), begin, d.pivot, reach, blocks);
+    const int64_t count = whole_pieces(kept);
+    std::fill(reach + kept, reach + count, kLowest);
+    std::fill(blocks + kept, blocks + count, 0);
+    if constexpr (kNoise) draw_noise_blocks<Lanes>(a, blocks, count, noise);
     for (int64_t j = 0; j < count; ++j) {
-      const float top = a.tops[begin + j];
-      const float score = (top - d.max) * d.inv_temperature + (kNoise ? noise.bound[j] : 0.0f);
-      reach[j] = top >= d.pivot ? score : kLowest;
+      reach[j] = (reach[j] - d.max) * d.inv_temperature + (kNoise ? noise.bound[j] : 0.0f);
     }
-    for (;;) {
+    while (count > 0) {
       const int64_t j = Lanes::index_of_largest(reach, count);
       if (reach[j] == kLowest || reach[j] < least()) break;
       reach[j] = kLowest;
       a.row.fetch_ahead(4 * kRowBlock * dtype_bytes(a.row.dtype));
       if constexpr (kNoise) {
-        visit((begin + j) * kRowBlock, {noise.least[j], noise.place[j]}, noise.bound[j]);
+        visit(blocks[j] * kRowBlock, {noise.least[j], noise.place[j]}, noise.bound[j]);
       } else {
-        visit((begin + j) * kRowBlock, {}, 0.0f);
+        visit(blocks[j] * kRowBlock, {}, 0.0f);
       }
     }
     score();
