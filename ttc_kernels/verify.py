@@ -50,13 +50,21 @@ class RowFilters:
     min_p: _PerRow | None = None
 
     def columns(self, op: str, logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """One dense tensor for each parameter, a value for every row of the logits."""
-        return (
-            _per_row(op, "temperature", self.temperature, torch.float32, logits),
-            _per_row(op, "top_k", 0 if self.top_k is None else self.top_k, torch.int32, logits),
-            _per_row(op, "top_p", 1.0 if self.top_p is None else self.top_p, torch.float32, logits),
-            _per_row(op, "min_p", 0.0 if self.min_p is None else self.min_p, torch.float32, logits),
+        """One dense tensor for each parameter, a value for every row; to be read only."""
+        # Those of plain numbers are kept: after the pass of a model even a few lookups take long.
+        n, kept = logits.shape[0], self.__dict__.get("_kept")
+        if kept is not None and kept[0] == n and logits.is_cpu:
+            return kept[1]
+        values = (
+            ("temperature", self.temperature, torch.float32),
+            ("top_k", 0 if self.top_k is None else self.top_k, torch.int32),
+            ("top_p", 1.0 if self.top_p is None else self.top_p, torch.float32),
+            ("min_p", 0.0 if self.min_p is None else self.min_p, torch.float32),
         )
+        made = tuple(_per_row(op, name, value, dtype, logits) for name, value, dtype in values)
+        if _may_keep(logits) and all(isinstance(value, int | float) for _, value, _ in values):
+            object.__setattr__(self, "_kept", (n, made))
+        return made
 
 
 def row_descriptor(
@@ -268,17 +276,27 @@ _RANGES: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
 }
 
 
+def _may_keep(logits: torch.Tensor) -> bool:
+    """Whether what is made for these logits can serve later calls; a compiler's cannot."""
+    return logits.is_cpu and type(logits) is torch.Tensor and not torch.compiler.is_compiling()
+
+
 _FILLED: dict[tuple, torch.Tensor] = {}
 
 
+def _fill(value: float, n: int, dtype: torch.dtype) -> torch.Tensor:
+    """`n` times one number on the CPU."""
+    return torch.full((n,), value, dtype=dtype, device="cpu")
+
+
 def _filled(value: float, n: int, dtype: torch.dtype) -> torch.Tensor:
-    """`n` times one number on the CPU, to be read only; the next call gets the same tensor."""
+    """The same, to be read only; the next call gets the same tensor."""
     key = value, n, dtype
     found = _FILLED.get(key)
     if found is None:
         if len(_FILLED) == 64:
             _FILLED.clear()
-        found = _FILLED[key] = torch.full((n,), value, dtype=dtype, device="cpu")
+        found = _FILLED[key] = _fill(value, n, dtype)
     return found
 
 
@@ -292,14 +310,16 @@ def _per_row(
 ) -> torch.Tensor:
     """One number, or one for each of `n` (default: rows), as a dense tensor of the op's dtype."""
     n = logits.shape[0] if n is None else n
+    if isinstance(value, torch.Tensor):  # as an engine has them, often with nothing to be done
+        there = value.dtype == dtype and value.device == logits.device
+        if there and value.shape == (n,) and value.is_contiguous():
+            return value
     # Of a plain number one tensor is made, without others on the way; the op checks its range.
     if isinstance(value, (int, float)) and logits.is_cpu:
         fits = not isinstance(value, bool) and abs(value) < 2**31
         if fits and (dtype.is_floating_point or isinstance(value, int)):
-            # What a compiler traces with is no tensor to be kept.
-            if type(logits) is torch.Tensor and not torch.compiler.is_compiling():
-                return _filled(value, n, dtype)
-            return torch.full((n,), value, dtype=dtype)
+            make = _filled if _may_keep(logits) else _fill
+            return make(value, n, dtype)
     try:
         given = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:

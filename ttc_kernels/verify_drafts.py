@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _PROPOSALS = {"one_hot": 0, "iid": 1, "without_replacement": 2}
+_GREEDY = RowFilters(0.0)
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ class DraftDistribution:
         return cls(proposal, ids=ids, logprobs=logprobs, rows=rows)
 
 
+_ONE_HOT = DraftDistribution.one_hot()
+
+
 def verify_greedy(
     logits: torch.Tensor,
     tokens: torch.Tensor,
@@ -153,7 +157,7 @@ def verify_greedy(
     [[1, 0]]
     """
     return _verify(
-        "verify_greedy", "greedy", logits, RowFilters(0.0), tokens, tree, 0, 0,
+        "verify_greedy", "greedy", logits, _GREEDY, tokens, tree, 0, 0,
         bitmask=bitmask, out=out, workspace=workspace,
     )  # fmt: skip
 
@@ -435,7 +439,7 @@ def _verify(
         desc = workspace
     require_dtype(op, "desc", desc, (torch.float32,))
     out = VerifyResult.empty(tree) if out is None else out
-    draft = DraftDistribution.one_hot() if draft is None else draft
+    draft = _ONE_HOT if draft is None else draft
     torch.ops.ttc_kernels.verify(
         op, rule, logits, desc, *columns, bitmask, tokens,
         None if chain else tree.parent, tree.cu_nodes,
