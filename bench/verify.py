@@ -33,7 +33,7 @@ from .peers.verify import PEERS
 from .timing import Timing, in_turn
 from .verify_beside import FILTERS, add_peers, time_torch, torch_runs
 
-READ = "read of the needed rows"
+READ = "read of {} rows"
 CALL = "call without rows"
 LOGPROBS = ", with log-probabilities"
 
@@ -44,9 +44,8 @@ class Case:
 
     Attributes:
         vocab_size, rows: of the logits; a row is a draft node.
-        read: rows that the read passes over, those that `verify_sampled` needs at T = 1.
         needed: rows that each of our rules needs, by contender: those on its accepted paths, with
-            the last one. What it is measured by is as much of the read.
+            the last one. What it is measured by is a read of as many.
         beside: the rule of ours that a peer is compared with.
         accepted: drafts accepted in a request, on average.
         timings: by contender; on a GPU of captured graphs.
@@ -57,7 +56,6 @@ class Case:
     vocab_size: int
     rows: int
     dtype: str
-    read: int = 0
     needed: dict[str, int] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
     accepted: dict[str, float] = field(default_factory=dict)
@@ -71,8 +69,7 @@ class Case:
 
     def read_s(self, name: str) -> float:
         """Time of a read of the rows that a contender needs, in seconds."""
-        share = self.needed.get(name, self.read) / self.read
-        return share * self.timings[READ].median
+        return self.timings[READ.format(self.needed[name])].median
 
     def learn(self, name: str, rule: Callable, out: VerifyResult) -> None:
         """Run one of our rules to see which rows it needs and what it accepts."""
@@ -83,22 +80,19 @@ class Case:
 
 def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callable]:
     """What is timed, by name; the case learns how many rows each needs."""
-    result = verify_sampled(logits, RowFilters(1.0), tokens, tree, 0, 0)
-    needed = (result.path + tree.cu_nodes[:-1, None])[result.path >= 0].long()
-    case.read = len(needed)
-    rows = logits[needed].contiguous()
-    bits = rows.flatten().view(torch.float32)  # whatever the numbers: adding them reads them once
     desc = row_descriptor(logits, 1.0)
     workspace = torch.empty_like(desc)
     nothing = DraftTree([], [0], device=logits.device)
     no_logits, no_tokens, one = logits[:0], tokens[:0], RowFilters(1.0)
+    keys = torch.zeros(tree.num_requests, dtype=torch.int64, device=logits.device)
     no_options = {
         "out": VerifyResult.empty(nothing, logprobs=False),
         "workspace": workspace[:0],
     }
     runs: dict[str, Callable] = {
-        READ: bits.sum,
-        CALL: lambda: verify_sampled(no_logits, one, no_tokens, nothing, 0, 0, **no_options),
+        CALL: lambda: verify_sampled(
+            no_logits, one, no_tokens, nothing, keys[:0], keys[:0], **no_options
+        )
     }
     draft = DraftDistribution.dense(logits, desc)
     for suffix, with_logprobs in (("", False), (LOGPROBS, True)):
@@ -107,7 +101,7 @@ def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callabl
         rules = {"verify_greedy": partial(verify_greedy, logits, tokens, tree, **options)}
         for name, (temperature, top_p) in FILTERS.items():
             args = (logits, RowFilters(temperature, top_p=top_p), tokens, tree)
-            drawn = {"seeds": 0, "positions": 0, **options}
+            drawn = {"seeds": keys, "positions": keys, **options}
             rules[f"verify_sampled, {name}"] = partial(verify_sampled, *args, **drawn)
             rules[f"verify_target_only, {name}"] = partial(verify_target_only, *args, **drawn)
             if top_p == 1:
@@ -118,6 +112,15 @@ def contenders(logits, tokens, tree: DraftTree, case: Case) -> dict[str, Callabl
             runs[name + suffix] = rule
             case.learn(name + suffix, rule, out)
     return runs
+
+
+def reads(logits, case: Case) -> dict[str, Callable]:
+    """Reads of as many rows as each of our rules needs, by name."""
+    # Whatever the numbers: adding them reads them once.
+    return {
+        READ.format(n): logits[:n].flatten().view(torch.float32).sum
+        for n in sorted(set(case.needed.values()))
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -134,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
             case = Case(vocab_size, rows, args.dtype)
             runs = contenders(logits, tokens, tree, case)
             add_peers(runs, args.peers, logits, tokens, tree, case, told)
+            runs |= reads(logits, case)
             case.timings = in_turn(runs, args.rounds, clock=clock, mode=clock.modes[0])
             if device.type == "cuda":
                 case.eager = in_turn(runs, args.rounds, clock=clock, mode="eager")
@@ -159,8 +163,6 @@ def _print(case: Case) -> None:
             line = f"  {name + mode:44} {1e3 * timing.median:10.3f} ms"
             if not mode and name in case.needed:
                 line += f"  {case.needed[name]:4} rows needed: {case.ratio(name):8.2f} x their read"
-                floor = case.read_s(name) + case.timings[CALL].median
-                line += f", {timing.median / floor:5.2f} x that and a call"
             if name in case.accepted:
                 line += f"  {case.accepted[name]:5.2f} accepted"
             if name in case.beside and case.beside[name] in timings:
