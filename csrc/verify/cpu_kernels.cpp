@@ -14,7 +14,7 @@ namespace ttc {
 
 namespace {
 
-#define TTC_ROW_KERNELS(SUFFIX, TARGET, LANES, SCAN_ROW, SUM_WEIGHTS, BOUND_WEIGHTS)                   \
+#define TTC_ROW_KERNELS(SUFFIX, TARGET, LANES, SCAN_ROW, SUM_WEIGHTS, BOUND_WEIGHTS)                                  \
   TARGET RowScan scan_row_##SUFFIX(const RowView& row, float scale, float* tops) {                                    \
     return SCAN_ROW(row, scale, tops);                                                                                \
   }                                                                                                                   \
@@ -45,7 +45,7 @@ namespace {
   }                                                                                                                   \
   TARGET int64_t entropy_mass_##SUFFIX(const RowDist& d, const RowView& row) { return entropy_mass(d, row); }         \
   constexpr RowKernels k##SUFFIX##Kernels = {scan_row_##SUFFIX,      count_specials_##SUFFIX, sum_weights_##SUFFIX,   \
-                                             bound_weights_##SUFFIX, compact_##SUFFIX,  fixed_weights_##SUFFIX, \
+                                             bound_weights_##SUFFIX, compact_##SUFFIX,        fixed_weights_##SUFFIX, \
                                              race_row_##SUFFIX,      top_scores_##SUFFIX,     noisy_scores_##SUFFIX,  \
                                              residual_mass_##SUFFIX, entropy_mass_##SUFFIX};
 

@@ -29,9 +29,7 @@
 namespace ttc {
 
 // 24 random bits: in [0, 1), so that u * q < p never accepts p = 0 and always accepts p >= q > 0.
-TTC_HOST_DEVICE float coin_uniform(uint32_t random) {
-  return static_cast<float>(random >> 8) * 0x1p-24f;
-}
+TTC_HOST_DEVICE float coin_uniform(uint32_t random) { return static_cast<float>(random >> 8) * 0x1p-24f; }
 
 TTC_HOST_DEVICE float from_fixed(int64_t mass) { return static_cast<float>(mass) * 0x1p-40f; }
 
@@ -71,7 +69,11 @@ template <typename Rows, VerifyRule kRule>
 class Walk {
  public:
   TTC_WALK Walk(const VerifyParams& params, int64_t request, Rows& rows, WalkScratch& scratch)
-      : p_(params), rows_(rows), s_(scratch), b_(request), begin_(params.cu_nodes[request]),
+      : p_(params),
+        rows_(rows),
+        s_(scratch),
+        b_(request),
+        begin_(params.cu_nodes[request]),
         n_(params.cu_nodes[request + 1] - params.cu_nodes[request]) {}
 
   TTC_WALK void run() {
@@ -122,13 +124,10 @@ class Walk {
 
   TTC_WALK int32_t token(int64_t v) const { return p_.tokens[begin_ + v]; }
 
-  TTC_WALK bool in_vocabulary(int64_t v) const {
-    return token(v) >= 0 && token(v) < p_.logits.vocab_size;
-  }
+  TTC_WALK bool in_vocabulary(int64_t v) const { return token(v) >= 0 && token(v) < p_.logits.vocab_size; }
 
   TTC_WALK Proposal proposal(int64_t v) const {
-    return p_.draft.proposals == nullptr ? Proposal::kOneHot
-                                         : static_cast<Proposal>(p_.draft.proposals[begin_ + v]);
+    return p_.draft.proposals == nullptr ? Proposal::kOneHot : static_cast<Proposal>(p_.draft.proposals[begin_ + v]);
   }
 
   // Whether a draft can be accepted at all: padding cannot, nor a token that was there before where
@@ -149,8 +148,7 @@ class Walk {
   TTC_WALK float coin(int64_t v, int64_t position, uint32_t sub_index) const {
     if (p_.coins != nullptr) return p_.coins[begin_ + v];
     const auto seed = static_cast<uint64_t>(p_.seeds[b_]);
-    const PhiloxStream stream = philox_stream(seed, static_cast<uint64_t>(position),
-                                              RandomDomain::kAccept, sub_index);
+    const PhiloxStream stream = philox_stream(seed, static_cast<uint64_t>(position), RandomDomain::kAccept, sub_index);
     return coin_uniform(philox_draw(stream, 0).word[0]);
   }
 
@@ -217,8 +215,7 @@ class Walk {
     if constexpr (kRule != VerifyRule::kSampled) {
       if (rows_.has_distribution(begin_ + v)) {
         const Residual& r = stop.residual;
-        const PhiloxStream stream =
-            noise(v, r.changed ? RandomDomain::kResidual : RandomDomain::kTarget);
+        const PhiloxStream stream = noise(v, r.changed ? RandomDomain::kResidual : RandomDomain::kTarget);
         const int64_t num_excluded = r.changed ? exclude(v, -1) : 0;
         // Where rounding has taken all there was, in a place that has hardly any probability, the
         // whole row races.
@@ -248,8 +245,7 @@ class Walk {
   }
 
   TTC_WALK PhiloxStream noise(int64_t v, RandomDomain domain) const {
-    return philox_stream(static_cast<uint64_t>(p_.seeds[b_]), static_cast<uint64_t>(position(v)),
-                         domain, 0);
+    return philox_stream(static_cast<uint64_t>(p_.seeds[b_]), static_cast<uint64_t>(position(v)), domain, 0);
   }
 
   TTC_WALK Stop top_down() {

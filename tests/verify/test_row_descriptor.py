@@ -11,7 +11,7 @@ from torch.library import opcheck
 
 from ttc_kernels import reference
 from ttc_kernels.testing import assert_bitwise_equal
-from ttc_kernels.verify import DESCRIPTOR_COLUMNS, row_descriptor
+from ttc_kernels.verify import DESCRIPTOR_COLUMNS, RowFilters, row_descriptor
 
 FILTERS = [
     {},
@@ -133,6 +133,30 @@ def test_refuses(parameters: dict, error: type, message: str) -> None:
     arguments = {"logits": torch.zeros(2, 4), "temperature": 1.0} | parameters
     with pytest.raises(error, match="row_descriptor: .*" + message):
         row_descriptor(**arguments)
+
+
+def test_columns_of_plain_numbers_alone_are_kept() -> None:
+    two, three = torch.zeros(2, 4), torch.zeros(3, 4)
+    filters = RowFilters(0.5, top_k=3)
+    first = filters.columns("op", two)
+    assert all(a is b for a, b in zip(first, filters.columns("op", two), strict=True))
+    assert [len(column) for column in filters.columns("op", three)] == [3] * 4
+    assert filters.columns("op", two)[1].tolist() == [3, 3]
+    temperature = torch.ones(())
+    given = RowFilters(temperature)
+    assert given.columns("op", two)[0].tolist() == [1, 1]
+    temperature.fill_(2)
+    assert given.columns("op", two)[0].tolist() == [2, 2]
+
+
+def test_columns_are_compiled() -> None:
+    filters = RowFilters(0.5, top_k=3)
+    compiled = torch.compile(
+        lambda x: x + filters.columns("op", x)[0], fullgraph=True, backend="aot_eager"
+    )
+    for rows in (2, 3, 3):
+        assert compiled(torch.ones(rows)).tolist() == [1.5] * rows
+        assert filters.columns("op", torch.ones(rows))[0].tolist() == [0.5] * rows
 
 
 def test_opcheck() -> None:
