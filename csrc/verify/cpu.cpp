@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "verify/cpu_rows.h"
@@ -15,7 +16,7 @@ constexpr float kLowestFinite = std::numeric_limits<float>::lowest();
 
 // How far below the largest the candidates of a cut reach, as log2 of a weight: nearly always a few
 // dozen tokens are enough, and the blocks without any are not read.
-constexpr float kReaches[] = {8.0f, 16.0f, 24.0f, kInf};
+constexpr float kReaches[] = {8.0f, 11.0f, 14.0f, 17.0f, 20.0f, 24.0f, kInf};
 
 bool keeps_k(const RowFilters& p, int64_t r, int64_t n) { return p.top_k[r] > 0 && p.top_k[r] < n; }
 
@@ -75,49 +76,49 @@ void Row::collect_within(float reach, float inv_temperature) {
 // Takes the tokens with logits from `least` on.
 void Row::collect(float least, float inv_temperature) {
   least_ = least;
-  logits_.clear();
-  indices_.clear();
+  size_ = 0;
   const RowKernels& kernels = row_kernels();
-  float buffer[kRowBlock], tops[kRaceBlocks];
+  constexpr int64_t kAtOnce = 16;
+  float tops[kRaceBlocks];
   int32_t blocks[kRaceBlocks];
   const auto num_tops = static_cast<int64_t>(tops_.size());
   for (int64_t first = 0; first < num_tops; first += kRaceBlocks) {
     const int64_t n = std::min(kRaceBlocks, num_tops - first);
     const int64_t num_blocks = kernels.compact(&tops_[first], n, first, least, tops, blocks);
-    for (int64_t i = 0; i < num_blocks; ++i) {
-      const int64_t token = blocks[i] * kRowBlock;
-      const float* logits = block_of(view_, token, buffer);
-      const size_t begin = logits_.size();
-      logits_.resize(begin + kRowBlock);
-      indices_.resize(begin + kRowBlock);
-      const int64_t count = kernels.compact(logits, kRowBlock, token, least, &logits_[begin], &indices_[begin]);
-      logits_.resize(begin + count);
-      indices_.resize(begin + count);
+    for (int64_t i = 0; i < num_blocks; i += kAtOnce) {
+      if (size_ + kAtOnce * kRowBlock > static_cast<int64_t>(logits_.size())) {
+        logits_.resize(2 * size_ + kAtOnce * kRowBlock);
+        indices_.resize(logits_.size());
+        weights_.resize(logits_.size());
+      }
+      size_ += kernels.compact_blocks(view_, blocks + i, std::min(kAtOnce, num_blocks - i), least, &logits_[size_],
+                                      &indices_[size_]);
     }
   }
-  weights_.resize(logits_.size());
-  kernels.fixed_weights(logits_.data(), static_cast<int64_t>(logits_.size()), scan_.max, inv_temperature,
-                        weights_.data());
+  kernels.fixed_weights(logits_.data(), size_, scan_.max, inv_temperature, weights_.data());
 }
 
 // The shortest prefix of the candidates, in order of falling logit, ties to the lower index, with so
 // many tokens, or so much mass. False if they are too few.
 bool Row::cut_after(bool by_mass, int64_t target, float inv_temperature, Cut& cut, Kept& kept) {
-  const auto size = static_cast<int64_t>(logits_.size());
+  const Kept all = {size_, std::accumulate(weights_.data(), weights_.data() + size_, int64_t{0})};
+  if ((by_mass ? all.mass : all.count) < target) {
+    kept = all;
+    return false;
+  }
   // A histogram over the logits finds the bin in which the cut lies; only its tokens are sorted. Each
   // step from a logit to its bin is monotonic, which keeps a larger one from landing in a later bin.
-  constexpr int32_t kNumBins = 2048;
-  constexpr int64_t kFew = 256;  // one bin then
+  const int32_t last_bin = size_ <= 256 ? 0 : 2047;
   // Held back so that a temperature near the smallest float cannot give 0 * inf.
   const float bins_per_logit = std::min(inv_temperature, 1e30f) * 32.0f;
-  const auto bin_of = [&](int64_t i) {
-    if (size <= kFew) return 0;
+  bins_.resize(std::max<size_t>(bins_.size(), size_));
+  for (int64_t i = 0; i < size_; ++i) {
     const float d = (scan_.max - logits_[i]) * bins_per_logit;
-    return static_cast<int32_t>(d < kNumBins - 1 ? d : kNumBins - 1);
-  };
-  std::vector<Kept> bins(size <= kFew ? 1 : kNumBins, Kept{0, 0});
-  for (int64_t i = 0; i < size; ++i) {
-    Kept& bin = bins[bin_of(i)];
+    bins_[i] = static_cast<int32_t>(d < last_bin ? d : last_bin);
+  }
+  std::vector<Kept> of_bin(last_bin + 1, Kept{0, 0});
+  for (int64_t i = 0; i < size_; ++i) {
+    Kept& bin = of_bin[bins_[i]];
     ++bin.count;
     bin.mass += weights_[i];
   }
@@ -126,15 +127,14 @@ bool Row::cut_after(bool by_mass, int64_t target, float inv_temperature, Cut& cu
     return (by_mass ? kept.mass + more.mass : kept.count + more.count) >= target;
   };
   int32_t b = 0;
-  for (; b < static_cast<int32_t>(bins.size()) && !reached(bins[b]); ++b) {
-    kept.count += bins[b].count;
-    kept.mass += bins[b].mass;
+  for (; !reached(of_bin[b]); ++b) {
+    kept.count += of_bin[b].count;
+    kept.mass += of_bin[b].mass;
   }
-  if (b == static_cast<int32_t>(bins.size())) return false;
   std::vector<int32_t> order;
-  order.reserve(bins[b].count);
-  for (int64_t i = 0; i < size; ++i) {
-    if (bin_of(i) == b) order.push_back(static_cast<int32_t>(i));
+  order.reserve(of_bin[b].count);
+  for (int64_t i = 0; i < size_; ++i) {
+    if (bins_[i] == b) order.push_back(static_cast<int32_t>(i));
   }
   std::stable_sort(order.begin(), order.end(), [&](int32_t i, int32_t j) { return logits_[i] > logits_[j]; });
   for (const int32_t i : order) {
@@ -156,7 +156,7 @@ bool Row::cut_of(const RowFilters& p, int64_t r, float inv_temperature, int64_t 
   if (keeps_k(p, r, view_.n)) {
     // What is kept is what top_p refers to; all, if there are no k tokens.
     const bool found = cut_after(false, p.top_k[r], inv_temperature, cut, kept);
-    if (!found && static_cast<int64_t>(logits_.size()) < count_finite()) return false;
+    if (!found && size_ < count_finite()) return false;
     total = kept.mass;
   }
   if (p.top_p[r] < 1.0f) {
@@ -184,7 +184,7 @@ Cut Row::find_cut(const RowFilters& p, int64_t r, float inv_temperature, int64_t
 Row::Kept Row::kept_by(const Cut& cut, float inv_temperature) {
   if (cut.pivot < least_) collect(cut.pivot, inv_temperature);
   Kept kept = {0, 0};
-  for (size_t i = 0; i < logits_.size(); ++i) {
+  for (int64_t i = 0; i < size_; ++i) {
     const bool is_in = logits_[i] > cut.pivot || (logits_[i] == cut.pivot && indices_[i] < cut.tie_end);
     kept.count += is_in;
     kept.mass += is_in ? weights_[i] : 0;

@@ -15,6 +15,7 @@ struct RowKernels {
   int64_t (*sum_weights)(const RowView&, const RowScan&, float, const float*);
   MassBounds (*bound_weights)(const RowView&, const RowScan&, float, const float*);
   int64_t (*compact)(const float*, int64_t, int64_t, float, float*, int32_t*);
+  int64_t (*compact_blocks)(const RowView&, const int32_t*, int64_t, float, float*, int32_t*);
   void (*fixed_weights)(const float*, int64_t, float, float, int64_t*);
   Winner (*race_row)(const Race&);
   int64_t (*top_scores)(const Race&, int64_t, Winner*);
@@ -90,10 +91,11 @@ class Row {
   Ahead ahead_;
   RowScan scan_ = {};
   std::vector<float> tops_;
-  // Tokens with logits from least_ on, in rising order of their index.
+  // The size_ tokens with logits from least_ on, in rising order of their index.
   float least_ = 0;
+  int64_t size_ = 0;
   std::vector<float> logits_;
-  std::vector<int32_t> indices_;
+  std::vector<int32_t> indices_, bins_;
   std::vector<int64_t> weights_;
 };
 

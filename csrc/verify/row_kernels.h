@@ -330,6 +330,19 @@ struct PlainLanes {
   }
 };
 
+// As Lanes::compact, of the tokens of some blocks. Room for all of them is needed.
+template <class Lanes>
+TTC_ALWAYS_INLINE int64_t compact_blocks(const RowView& row, const int32_t* blocks, int64_t num_blocks, float least,
+                                         float* kept, int32_t* indices) {
+  float buffer[kRowBlock];
+  int64_t count = 0;
+  for (int64_t i = 0; i < num_blocks; ++i) {
+    const int64_t first = blocks[i] * kRowBlock;
+    count += Lanes::compact(block_of(row, first, buffer), kRowBlock, first, least, kept + count, indices + count);
+  }
+  return count;
+}
+
 constexpr int64_t kRaceBlocks = 1024;  // that are put in order together
 
 // The earliest clocks of blocks, and what the best scores in them may be.
