@@ -51,7 +51,8 @@ class Settings:
 class PeerResult:
     """One peer on one workload: why it was skipped, or its error, times and ratio to ours.
 
-    `seconds` and `ratio` are of the first mode that could be timed; `modes` holds all of them.
+    `ratio` is the median over rounds of its time over ours in the same one. It and `seconds` are of
+    the first mode that could be timed; `modes` holds all of them.
     """
 
     skipped: str | None = None
@@ -156,7 +157,7 @@ def measure(
         shared = [mode for mode in peer.modes if mode in result.modes]
         if shared:
             peer.seconds = peer.modes[shared[0]]
-            peer.ratio = peer.seconds.median / result.modes[shared[0]].median
+            peer.ratio = peer.seconds.over(result.modes[shared[0]])
     assert result.limit is not None  # every clock has a mode
     shape = result.heads, settings.head_dim
     result.floor_s = result.limit.floor_s(forest, *shape, itemsize)

@@ -171,13 +171,12 @@ def _verify_table(document: dict[str, Any], suffix: str) -> str:
     names = [name for name in ours if name.endswith(LOGPROBS) == (suffix == LOGPROBS)]
     for result in document["results"]:
         median = {name: timing["median"] for name, timing in result["timings"].items()}
-        needed = result["needed"]
-        reads = {name: median[READ.format(needed[name])] for name in names}
-        most = max(names, key=lambda name: needed[name])
-        cells = [f"{result['vocab_size']:,}", str(result["rows"])]
-        cells += [f"{1e6 * reads[most] / needed[most]:.1f}", f"{1e6 * median[CALL]:.0f}"]
+        most = max(result["needed"].values())
+        read = median[READ.format(most)] / most  # of one row
+        cells = [f"{result['vocab_size']:,}", str(result["rows"]), f"{1e6 * read:.1f}"]
+        cells.append(f"{1e6 * median[CALL]:.0f}")
         for name in names:
-            cells.append(f"{1e3 * median[name]:.2f} ({median[name] / reads[name]:.2f})")
+            cells.append(f"{1e3 * median[name]:.2f} ({result['of_read'][name]:.2f})")
         sampled = {n.removeprefix("torch, "): t for n, t in median.items() if n.startswith("torch")}
         faster = [t / median[f"verify_sampled, {n}{suffix}"] for n, t in sampled.items()]
         cells.append(", ".join(f"{ratio:.0f}×" for ratio in faster))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import InitVar, dataclass
 
 import numpy as np
 
@@ -17,11 +17,22 @@ class Timing:
     median: float
     low: float
     high: float
+    rounds: InitVar[Sequence[float]] = ()  # not among the fields: results are stored without them
+
+    def __post_init__(self, rounds: Sequence[float]) -> None:
+        object.__setattr__(self, "_rounds", np.array(rounds))
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
         """Summary of some measurements."""
-        return cls(float(np.median(seconds)), min(seconds), max(seconds))
+        return cls(float(np.median(seconds)), min(seconds), max(seconds), seconds)
+
+    def over(self, other: Timing) -> float:
+        """Median of the ratios to another contender's times in the same rounds.
+
+        What slows the machine for some rounds slows both; medians may fall on different ones.
+        """
+        return float(np.median(self._rounds / other._rounds))  # type: ignore[attr-defined]
 
 
 def in_turn(

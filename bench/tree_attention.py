@@ -120,7 +120,7 @@ def _store(path: Path | None, document: dict[str, object], results: list[TreeRes
 
 
 def _table(results: list[TreeResult], peers: tuple[str, ...]) -> Table:
-    table = Table(title="Tree attention: peers as median / our median")
+    table = Table(title="Tree attention: peers as their time over ours")
     columns = [
         "#",
         "tree",

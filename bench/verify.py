@@ -45,7 +45,8 @@ class Case:
     Attributes:
         vocab_size, rows: of the logits; a row is a draft node.
         needed: rows that each of our rules needs, by contender: those on its accepted paths, with
-            the last one. What it is measured by is a read of as many.
+            the last one.
+        of_read: their times over those of a read of as many.
         beside: the rule of ours that a peer is compared with.
         accepted: drafts accepted in a request, on average.
         timings: by contender; on a GPU of captured graphs.
@@ -57,19 +58,12 @@ class Case:
     rows: int
     dtype: str
     needed: dict[str, int] = field(default_factory=dict)
+    of_read: dict[str, float] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
     accepted: dict[str, float] = field(default_factory=dict)
     timings: dict[str, Timing] = field(default_factory=dict)
     eager: dict[str, Timing] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
-
-    def ratio(self, name: str) -> float:
-        """A contender's time in reads of the rows that it needs."""
-        return self.timings[name].median / self.read_s(name)
-
-    def read_s(self, name: str) -> float:
-        """Time of a read of the rows that a contender needs, in seconds."""
-        return self.timings[READ.format(self.needed[name])].median
 
     def learn(self, name: str, rule: Callable, out: VerifyResult) -> None:
         """Run one of our rules to see which rows it needs and what it accepts."""
@@ -138,7 +132,10 @@ def main(argv: list[str] | None = None) -> int:
             runs = contenders(logits, tokens, tree, case)
             add_peers(runs, args.peers, logits, tokens, tree, case, told)
             runs |= reads(logits, case)
-            case.timings = in_turn(runs, args.rounds, clock=clock, mode=clock.modes[0])
+            timings = case.timings = in_turn(runs, args.rounds, clock=clock, mode=clock.modes[0])
+            for name in case.needed.keys() & timings.keys():
+                read = timings[READ.format(case.needed[name])]
+                case.of_read[name] = timings[name].over(read)
             if device.type == "cuda":
                 case.eager = in_turn(runs, args.rounds, clock=clock, mode="eager")
             if rows <= args.torch_rows:
@@ -162,7 +159,9 @@ def _print(case: Case) -> None:
         for name, timing in timings.items():
             line = f"  {name + mode:44} {1e3 * timing.median:10.3f} ms"
             if not mode and name in case.needed:
-                line += f"  {case.needed[name]:4} rows needed: {case.ratio(name):8.2f} x their read"
+                line += (
+                    f"  {case.needed[name]:4} rows needed: {case.of_read[name]:8.2f} x their read"
+                )
             if name in case.accepted:
                 line += f"  {case.accepted[name]:5.2f} accepted"
             if name in case.beside and case.beside[name] in timings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -144,6 +145,12 @@ def test_contenders_take_turns():
     timings = in_turn({n: lambda n=n: calls.append(n) for n in "ab"}, rounds=2, warmup=0)
     assert calls == ["a", "b", "b", "a"]
     assert all(0 < t.low <= t.median <= t.high for t in timings.values())
+
+
+def test_ratios_are_of_the_same_rounds():
+    one, twice = Timing.of([1.0, 1.0, 4.0, 4.0, 4.0]), Timing.of([2.0, 2.0, 2.0, 8.0, 8.0])
+    assert twice.median == one.median / 2 and twice.over(one) == 2
+    assert asdict(one) == {"median": 4.0, "low": 1.0, "high": 4.0}
 
 
 @pytest.fixture
