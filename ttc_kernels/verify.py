@@ -53,7 +53,7 @@ class RowFilters:
         """One dense tensor for each parameter, a value for every row; to be read only."""
         # Those of plain numbers are kept: after the pass of a model even a few lookups take long.
         n, kept = logits.shape[0], self.__dict__.get("_kept")
-        if kept is not None and kept[0] == n and logits.is_cpu:
+        if kept is not None and kept[0] == n and logits.is_cpu and type(logits) is torch.Tensor:
             return kept[1]
         values = (
             ("temperature", self.temperature, torch.float32),

@@ -78,7 +78,7 @@ void Row::collect(float least, float inv_temperature) {
   least_ = least;
   size_ = 0;
   const RowKernels& kernels = row_kernels();
-  constexpr int64_t kAtOnce = 16;
+  constexpr int64_t kAtOnce = 16;  // blocks, for whose tokens there has to be room
   float tops[kRaceBlocks];
   int32_t blocks[kRaceBlocks];
   const auto num_tops = static_cast<int64_t>(tops_.size());
