@@ -5,6 +5,7 @@ from ._version import __version__
 from . import _load  # noqa: F401  isort: skip  (registers torch.ops.ttc_kernels)
 from .attention import merge_states, tree_attention
 from .backends import backends
+from .draft_distribution import DraftDistribution
 from .draft_tree import MAX_DRAFT_NODES, DraftTree, commit_plan
 from .kv_cache import commit_kv, copy_pages, write_kv
 from .step_score import (
@@ -33,8 +34,6 @@ from .verify import (
     token_logprobs,
 )
 from .verify_drafts import (
-    DraftDistribution,
-    VerifyResult,
     verify_chain,
     verify_greedy,
     verify_sampled,
@@ -42,6 +41,7 @@ from .verify_drafts import (
     verify_tree,
     verify_typical,
 )
+from .verify_result import VerifyResult
 from .vocab_shards import merge_descriptors
 
 __all__ = [

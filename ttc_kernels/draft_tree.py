@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from .verify_drafts import VerifyResult
+    from .verify_result import VerifyResult
 
 __all__ = ["MAX_DRAFT_NODES", "DraftTree", "commit_plan"]
 

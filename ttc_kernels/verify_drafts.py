@@ -7,18 +7,15 @@ of probabilities is made.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 
 from ._check import require_dtype
+from .draft_distribution import DraftDistribution
 from .draft_tree import DraftTree
 from .verify import DESCRIPTOR_COLUMNS, RowFilters, _check_logits, _per_row, _PerRow
+from .verify_result import VerifyResult
 
 __all__ = [
-    "DraftDistribution",
-    "VerifyResult",
     "verify_chain",
     "verify_greedy",
     "verify_sampled",
@@ -27,105 +24,7 @@ __all__ = [
     "verify_typical",
 ]
 
-_PROPOSALS = {"one_hot": 0, "iid": 1, "without_replacement": 2}
 _GREEDY = RowFilters(0.0)
-
-
-@dataclass(frozen=True)
-class VerifyResult:
-    """What a verification gives, ``width`` as in `DraftTree`: more columns than drafts on a path.
-
-    num_accepted: int32 ``[B]``, accepted drafts, without the last token; -1 for padding. tokens:
-    int32 ``[B, width]``, the accepted drafts and the token that follows them, then -1. path: int32
-    ``[B, width]``, the node whose row gave the token beside it, then -1: ``path[b, i]`` is node 0
-    and then the accepted nodes. logprobs: float32 ``[B, width]``, of the tokens in the filtered
-    distribution, or None: not wanted. status: int32 ``[B]``: 0, or 1 where the path came to a row
-    without a distribution (a NaN, a +inf, or nothing above -inf): its token is -1, those before it
-    are good; or 2 where the nodes are no tree and nothing was done.
-    """
-
-    num_accepted: torch.Tensor
-    tokens: torch.Tensor
-    path: torch.Tensor
-    logprobs: torch.Tensor | None
-    status: torch.Tensor
-
-    @classmethod
-    def empty(cls, tree: DraftTree, *, logprobs: bool = True) -> VerifyResult:
-        """Tensors for the results of a tree, to be given as ``out``.
-
-        Args:
-            logprobs: False leaves them out. They are what takes longest on a CPU: without them most
-                rows need no sum over the vocabulary.
-        """
-        b, device = tree.num_requests, tree.device
-        return cls(
-            torch.full((b,), -1, dtype=torch.int32, device=device),
-            torch.full((b, tree.width), -1, dtype=torch.int32, device=device),
-            torch.full((b, tree.width), -1, dtype=torch.int32, device=device),
-            torch.zeros((b, tree.width), device=device) if logprobs else None,
-            torch.zeros((b,), dtype=torch.int32, device=device),
-        )
-
-
-@dataclass(frozen=True)
-class DraftDistribution:
-    """What drafts were drawn from, and how. Made by one of the three constructors.
-
-    It has to be the very distribution that was drawn from, after temperature and filters, and
-    siblings have to stand in the order in which they were drawn: both are part of the rules.
-    """
-
-    proposal: str | torch.Tensor
-    logits: torch.Tensor | None = None
-    desc: torch.Tensor | None = None
-    ids: torch.Tensor | None = None
-    logprobs: torch.Tensor | None = None
-    rows: torch.Tensor | None = None
-
-    @classmethod
-    def one_hot(cls) -> DraftDistribution:
-        """Drafts that were chosen, not drawn: the likeliest tokens, n-grams, a beam."""
-        return cls("one_hot")
-
-    @classmethod
-    def dense(
-        cls,
-        logits: torch.Tensor,
-        desc: torch.Tensor,
-        proposal: str | torch.Tensor = "iid",
-        rows: torch.Tensor | None = None,
-    ) -> DraftDistribution:
-        """Drafts drawn from logits.
-
-        Args:
-            logits: ``[R, V]`` of the draft model, over the target's vocabulary.
-            desc: of these logits, from `row_descriptor`.
-            proposal: ``iid`` (with replacement), ``without_replacement`` or ``one_hot``; or int8
-                ``[N]`` of 1, 2 and 0 for each node. One child drawn and the others chosen (a
-                hybrid) is best verified with the drawn one first.
-            rows: int32 ``[N]``, the row that each node's children were drawn from, -1 for none; by
-                default there is a row for every node.
-        """
-        return cls(proposal, logits=logits, desc=desc, rows=rows)
-
-    @classmethod
-    def sparse(
-        cls,
-        ids: torch.Tensor,
-        logprobs: torch.Tensor,
-        proposal: str | torch.Tensor = "iid",
-        rows: torch.Tensor | None = None,
-    ) -> DraftDistribution:
-        """Drafts drawn from a few tokens; no others have any probability.
-
-        Args:
-            ids: int32 ``[R, K]``, distinct, -1 for none. logprobs: float32 ``[R, K]``; the
-                probabilities of a row sum to 1. proposal, rows: as for `dense`.
-        """
-        return cls(proposal, ids=ids, logprobs=logprobs, rows=rows)
-
-
 _ONE_HOT = DraftDistribution.one_hot()
 
 
@@ -446,26 +345,10 @@ def _verify(
         _per_row(op, "seeds", seeds, torch.int64, logits, tree.num_requests),
         _per_row(op, "positions", positions, torch.int64, logits, tree.num_requests),
         coins, draft.logits, draft.desc, draft.ids, draft.logprobs, draft.rows,
-        _proposals(op, draft, tree, logits.device), epsilon, delta,
+        draft._of_nodes(op, tree.num_nodes, logits.device), epsilon, delta,
         out.num_accepted, out.tokens, out.path, out.logprobs, out.status,
     )  # fmt: skip
     return out
-
-
-def _proposals(
-    op: str, draft: DraftDistribution, tree: DraftTree, device: torch.device
-) -> torch.Tensor | None:
-    proposal = draft.proposal
-    if isinstance(proposal, str) and proposal == "one_hot":
-        return None
-    if isinstance(proposal, torch.Tensor | np.ndarray):
-        given = torch.as_tensor(proposal)
-        # The op looks at the values; other dtypes could wrap around on the way to it.
-        require_dtype(op, "draft.proposal", given, (torch.int8,))
-        return given.to(device).contiguous()
-    if not isinstance(proposal, str) or proposal not in _PROPOSALS:
-        raise ValueError(f"{op}: draft.proposal must be one of {[*_PROPOSALS]}, got {proposal!r}")
-    return torch.full((tree.num_nodes,), _PROPOSALS[proposal], dtype=torch.int8, device=device)
 
 
 @torch.library.register_fake("ttc_kernels::verify")
